@@ -1,0 +1,1 @@
+"""Outlier-robust precision and recall by locality-sensitive hashing, as a plugin to torch-fidelity."""
