@@ -1,0 +1,57 @@
+"""Reparametrised weights (spectral norm, weight norm, masks) turned into plain parameters, on a copy."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+
+def baked_copy(model: nn.Module) -> nn.Module:
+    """Return an independent copy in eval mode that computes what `model.eval()` computes, with plain parameters only.
+
+    `torch.nn.utils.parametrize` (spectral, weight and orthogonal norm, own parametrisations), the older hooks of
+    `spectral_norm` and `weight_norm`, and the masks of `torch.nn.utils.prune` are replaced by the weight they yield.
+    `model` is left as it was.
+    """
+    # The older hooks leave their result behind as a plain, non-leaf attribute, which deepcopy refuses to copy.
+    derived = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    copied = copy.deepcopy(model, {id(value): value.detach().clone() for value in derived}).eval()
+    for module in list(copied.modules()):
+        _bake_hooks(module)
+        if parametrize.is_parametrized(module):
+            _bake_parametrizations(module)
+    return copied
+
+
+def _bake_hooks(module: nn.Module) -> None:
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, SpectralNorm):
+            remove_spectral_norm(module, hook.name)
+        elif isinstance(hook, WeightNorm):
+            remove_weight_norm(module, hook.name)
+        elif isinstance(hook, prune.BasePruningMethod):
+            prune.remove(module, hook._tensor_name)
+
+
+def _bake_parametrizations(module: nn.Module) -> None:
+    """Do what `remove_parametrizations` does, which edits a class that the copy shares with the original model."""
+    weights = {
+        name: (getattr(module, name).detach().clone(), any(True for _ in parametrization.parameters()))
+        for name, parametrization in module.parametrizations.items()  # type: ignore[union-attr, operator]
+    }
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for name, (weight, trainable) in weights.items():
+        if trainable:
+            module.register_parameter(name, nn.Parameter(weight))
+        else:
+            module.register_buffer(name, weight)

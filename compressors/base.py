@@ -1,0 +1,163 @@
+"""What all compressors share: the protocol, the result, and the frame of checks around their work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from .bake import baked_copy
+from .errors import CompressionError, UnsupportedModule
+from .packing import pack, read_file, rebuild, write_file
+from .checks import check_inputs
+from .probe import checked_outputs, reference_outputs, sqnr_db
+from .recipe import Recipe, settings
+from .report import Report
+
+Inputs = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class CompressedModel:
+    """A compressed model (eval mode, trainable parameters), what the compression cost, and what was done."""
+
+    model: nn.Module
+    report: Report
+    recipe: Recipe
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file: packed tensors, recipe and report; no pickle, whole or not at all."""
+        content = {"recipe": self.recipe.to_json(), "report": self.report.to_json()}
+        write_file(Path(path), pack(self.model, self.recipe), content)
+
+    @classmethod
+    def load(cls, path: str | Path, factory: Callable[[], nn.Module]) -> CompressedModel:
+        """Read a file of `save`; the model gives the same outputs as the saved one.
+
+        `factory` builds the model as it was before compression, with any weights, on the wanted device.
+        Raises `CompressionError` for a damaged or foreign file, or a `factory` that builds another model.
+        """
+        tensors, content = read_file(Path(path))
+        recipe, report = Recipe.from_json(content["recipe"]), Report.from_json(content["report"])
+        model = baked_copy(factory())
+        rebuild(model, recipe, tensors)
+        return cls(model, report, recipe)
+
+
+class Compressor(Protocol):
+    """Anything that makes a smaller model out of a model."""
+
+    @property
+    def name(self) -> str:
+        """A short label, such as "prune 0.5" or "quantize W4"."""
+
+    def compress(
+        self,
+        model: nn.Module | CompressedModel,
+        example_inputs: Inputs,
+        calibration: Iterable[Inputs] | None = None,
+    ) -> CompressedModel:
+        """Return a compressed copy of `model`, which is left as it was.
+
+        Args:
+            model: the model to compress, or the result of an earlier compression (fine-tuned or not), whose recipe
+                and report are then continued, so that saving and loading need only the original class.
+            example_inputs: arguments of one forward pass, always a tuple. The model is traced and checked on them;
+                MACs are counted for this batch.
+            calibration: batches of forward arguments, tuples like `example_inputs`, that show the quantizer the range
+                of the activations; needed by a `Quantizer` with `act_bits` or `bias_correction` only.
+
+        Raises:
+            CompressionError: for settings, inputs or an order of steps that make no sense.
+            UnsupportedModule: when the model holds what the compressor cannot treat.
+            NothingCompressed: when the model came out (nearly) as it went in.
+            ContractBroken: when the result does not run, or changed the shape or dtype of the outputs, or gives NaN.
+        """
+
+
+@dataclass(frozen=True)
+class Work:
+    """A copy to work on, and what its outputs and sizes were before."""
+
+    model: nn.Module
+    inputs: Inputs
+    outputs: Sequence[Tensor]
+    recipe: Recipe
+    report: Report
+
+
+def begin(model: nn.Module | CompressedModel, example_inputs: Inputs) -> Work:
+    """Copy `model`, bake its reparametrisations in, run it on `example_inputs`, and measure it."""
+    inputs = check_inputs("example_inputs", example_inputs)
+    if not isinstance(model, nn.Module | CompressedModel):
+        raise CompressionError(f"model must be an nn.Module or a CompressedModel; got {type(model).__name__}")
+    source = model.model if isinstance(model, CompressedModel) else model
+    if any(type(module).__module__.startswith("brevitas.") for module in source.modules()):
+        raise CompressionError("model is already quantized: quantization comes last, after pruning and clipping")
+    copy = baked_copy(source)
+    outputs = reference_outputs(copy, inputs)
+    if isinstance(model, CompressedModel):
+        return Work(copy, inputs, outputs, model.recipe, model.report)
+    return Work(copy, inputs, outputs, Recipe(), Report.of(copy, inputs))
+
+
+def finish(
+    work: Work, compressor: Any, recipe: Recipe, notes: Mapping[str, str], coverage: float
+) -> CompressedModel:
+    """Check the outputs of the compressed `work.model` and report on it."""
+    outputs = checked_outputs(work.model, work.inputs, work.outputs)
+    recipe = replace(recipe, steps=(*recipe.steps, settings(compressor)))
+    report = work.report.updated(
+        work.model,
+        work.inputs,
+        recipe,
+        notes,
+        name=" + ".join(filter(None, (work.report.name, compressor.name))),
+        coverage=coverage,
+        sqnr_db=sqnr_db(work.outputs, outputs),
+    )
+    return CompressedModel(work.model, report, recipe)
+
+
+def check_coverage(model: nn.Module, supported: tuple[type[nn.Module], ...], minimum: float) -> float:
+    """Return the share of parameters in layers of exactly the `supported` types or in normalisation layers.
+
+    Raises `UnsupportedModule`, with all parameters elsewhere, where the share is below `minimum`.
+    """
+    elsewhere = uncovered_parameters(model, supported)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    coverage = 1 - sum(parameter.numel() for parameter in elsewhere.values()) / max(total, 1)
+    if coverage < minimum:
+        raise UnsupportedModule(
+            f"only {coverage:.0%} of the parameters are in layers that can be treated (at least {minimum:.0%} wanted); "
+            f"not covered: {describe(elsewhere)}; "
+            "weights used by functional calls must move into standard layers, as in a twin module that runs nn.Conv2d "
+            "on modulated inputs; or lower min_coverage and they stay as they are"
+        )
+    return coverage
+
+
+def uncovered_parameters(model: nn.Module, supported: tuple[type[nn.Module], ...]) -> dict[str, nn.Parameter]:
+    """Return the parameters of `model`, by name, in layers neither of the `supported` types nor normalisations."""
+    return {
+        f"{prefix}.{name}".lstrip("."): parameter
+        for prefix, module in model.named_modules()
+        if type(module) not in supported and not isinstance(module, NORMALIZATIONS)
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+
+
+NORMALIZATIONS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.PReLU,
+)
+
+
+def describe(parameters: Mapping[str, nn.Parameter]) -> str:
+    """Return names and shapes for an error message."""
+    return ", ".join(f"{name} {tuple(parameter.shape)}" for name, parameter in parameters.items())

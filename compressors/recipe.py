@@ -1,0 +1,118 @@
+"""What was done to a model, as data: enough to tell it, and to rebuild the structure from the original class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import CompressionError
+
+# The attributes in which layers repeat the sizes of their tensors.
+_SIZE_ATTRIBUTES = (
+    "in_channels",
+    "out_channels",
+    "groups",
+    "in_features",
+    "out_features",
+    "num_features",
+    "num_channels",
+    "num_groups",
+    "num_parameters",
+    "normalized_shape",
+    "num_embeddings",
+    "embedding_dim",
+)
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """The sizes of one layer: its size attributes and the shapes of its own tensors."""
+
+    attributes: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> LayerSize:
+        """Read the sizes of `module`, children excluded."""
+        attributes = {name: getattr(module, name) for name in _SIZE_ATTRIBUTES if hasattr(module, name)}
+        tensors = {**module._parameters, **module._buffers}
+        return cls(attributes, {name: tuple(value.shape) for name, value in tensors.items() if value is not None})
+
+    def apply(self, module: nn.Module) -> None:
+        """Give `module` these sizes; its tensors become zero."""
+        for name, value in self.attributes.items():
+            setattr(module, name, value)
+        for name, shape in self.shapes.items():
+            old = getattr(module, name)
+            new = torch.zeros(shape, dtype=old.dtype, device=old.device)
+            setattr(module, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+
+
+def layer_sizes(model: nn.Module) -> dict[str, LayerSize]:
+    """Return the sizes of all modules that own tensors, by name."""
+    sizes = {name: LayerSize.of(module) for name, module in model.named_modules()}
+    return {name: size for name, size in sizes.items() if size.shapes}
+
+
+@dataclass(frozen=True)
+class LayerQuantization:
+    """How one layer is quantized: bits of its weight and (None: float) of its input, and their scales."""
+
+    bits: int
+    act_bits: int | None
+    per_channel: bool
+    symmetric: bool
+    act_symmetric: bool
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The steps taken, with all settings, and the structure they led to.
+
+    `steps` holds one JSON object per compressor, in order; `sizes` the layers whose sizes changed; `quantized` the
+    quantized layers. Layer names are those of the model with its reparametrisations baked in.
+    """
+
+    steps: tuple[Mapping[str, Any], ...] = ()
+    sizes: Mapping[str, LayerSize] = field(default_factory=dict)
+    quantized: Mapping[str, LayerQuantization] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        """Read what `to_json` gave; raises `CompressionError` for anything else."""
+        try:
+            return cls(
+                tuple(data["steps"]),
+                {
+                    name: LayerSize(size["attributes"], {key: tuple(shape) for key, shape in size["shapes"].items()})
+                    for name, size in data["sizes"].items()
+                },
+                {name: LayerQuantization(**layer) for name, layer in data["quantized"].items()},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CompressionError(f"not a recipe: {error!r}") from error
+
+
+def settings(compressor: Any) -> dict[str, Any]:
+    """Return the class name and the fields of a compressor dataclass as JSON; callables become their names."""
+    return {"compressor": type(compressor).__name__} | {
+        f.name: _as_json(getattr(compressor, f.name)) for f in fields(compressor)
+    }
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_as_json(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
