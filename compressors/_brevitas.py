@@ -45,7 +45,9 @@ QUANTIZED_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
 def replace_layers(model: nn.Module, layers: Mapping[str, LayerQuantization], clip: ClipLike | None) -> None:
     """Replace the named layers of `model`, in place, by brevitas layers with scales that are frozen at first use."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    weight_quantizers = {name: _weight_quantizer(layer, as_clip(clip, layer.bits), modules[name]) for name, layer in layers.items()}
+    weight_quantizers = {
+        name: _weight_quantizer(layer, as_clip(clip, layer.bits), modules[name]) for name, layer in layers.items()
+    }
     act_quantizers = {name: _act_quantizer(layer) for name, layer in layers.items()}
     options = {
         "weight_quant": lambda module, name: weight_quantizers[name],
@@ -137,11 +139,18 @@ def correct_biases(model: nn.Module, batch: tuple[Any, ...]) -> None:
 def integer_weight(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """Return the codes (integers, shape of the weight), scale and zero point (that broadcast) of a brevitas layer.
 
-    The weight the layer computes with is exactly (codes - zero point) * scale.
+    The weight the layer computes with is exactly (codes - zero point) * scale. The scale is fixed by the first call.
     """
     with torch.no_grad():
         weight: Any = layer.quant_weight()  # type: ignore[operator]
         return weight.int(), weight.scale, weight.zero_point
+
+
+def set_weight(layer: nn.Module, codes: Tensor) -> None:
+    """Make the weight of a brevitas layer what `codes` (integers, shape of the weight) stand for."""
+    _, scale, zero_point = integer_weight(layer)
+    weight = layer.get_parameter("weight")
+    weight.data = ((codes - zero_point) * scale).to(weight.dtype)
 
 
 def clip_range(layer: nn.Module, quantization: LayerQuantization) -> tuple[Tensor, Tensor]:
@@ -150,7 +159,8 @@ def clip_range(layer: nn.Module, quantization: LayerQuantization) -> tuple[Tenso
     levels = 2**quantization.bits - 1
     # Symmetric codes are brevitas's narrow range: as many below zero as above.
     low, high = (-(levels // 2), levels // 2) if quantization.symmetric else (0, levels)
-    return (low - zero_point) * scale, (high - zero_point) * scale
+    # A hair wider, so that a largest weight is not moved by the rounding of its scale.
+    return (low - zero_point) * scale * (1 + 1e-6), (high - zero_point) * scale * (1 + 1e-6)
 
 
 def export_qcdq(model: nn.Module, inputs: tuple[Any, ...], path: Path, **options: Any) -> None:

@@ -6,7 +6,7 @@ import copy
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
 
@@ -36,10 +36,14 @@ def _bake_hooks(module: nn.Module) -> None:
     for hook in list(module._forward_pre_hooks.values()):
         if isinstance(hook, SpectralNorm):
             remove_spectral_norm(module, hook.name)
+            # torch wraps this hook and does not recognise it when it removes the others.
+            for key, wrapped in list(module._load_state_dict_pre_hooks.items()):
+                if isinstance(getattr(wrapped, "hook", wrapped), SpectralNormLoadStateDictPreHook):
+                    del module._load_state_dict_pre_hooks[key]
         elif isinstance(hook, WeightNorm):
             remove_weight_norm(module, hook.name)
         elif isinstance(hook, prune.BasePruningMethod):
-            prune.remove(module, hook._tensor_name)
+            prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
 
 
 def _bake_parametrizations(module: nn.Module) -> None:

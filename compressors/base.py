@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from .bake import baked_copy
+from .checks import check_inputs
 from .errors import CompressionError, UnsupportedModule
 from .packing import pack, read_file, rebuild, write_file
-from .checks import check_inputs
 from .probe import checked_outputs, reference_outputs, sqnr_db
 from .recipe import Recipe, settings
 from .report import Report
@@ -104,9 +104,7 @@ def begin(model: nn.Module | CompressedModel, example_inputs: Inputs) -> Work:
     return Work(copy, inputs, outputs, Recipe(), Report.of(copy, inputs))
 
 
-def finish(
-    work: Work, compressor: Any, recipe: Recipe, notes: Mapping[str, str], coverage: float
-) -> CompressedModel:
+def finish(work: Work, compressor: Any, recipe: Recipe, notes: Mapping[str, str], coverage: float) -> CompressedModel:
     """Check the outputs of the compressed `work.model` and report on it."""
     outputs = checked_outputs(work.model, work.inputs, work.outputs)
     recipe = replace(recipe, steps=(*recipe.steps, settings(compressor)))
@@ -134,8 +132,8 @@ def check_coverage(model: nn.Module, supported: tuple[type[nn.Module], ...], min
         raise UnsupportedModule(
             f"only {coverage:.0%} of the parameters are in layers that can be treated (at least {minimum:.0%} wanted); "
             f"not covered: {describe(elsewhere)}; "
-            "weights used by functional calls must move into standard layers, as in a twin module that runs nn.Conv2d "
-            "on modulated inputs; or lower min_coverage and they stay as they are"
+            "weights used by functional calls must move into standard layers, as in a twin of the model that runs "
+            "nn.Conv2d on modulated inputs"
         )
     return coverage
 

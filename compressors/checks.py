@@ -58,7 +58,8 @@ def merged_calibration(calibration: Iterable[Any], arguments: int) -> tuple[Any,
     if wrong:
         raise CompressionError(f"calibration has a batch of {wrong[0]} arguments; example_inputs has {arguments}")
     try:
-        return tuple(torch.cat(items) if isinstance(items[0], Tensor) else items[0] for items in zip(*batches))
+        columns = zip(*batches, strict=True)
+        return tuple(torch.cat(items) if isinstance(items[0], Tensor) else items[0] for items in columns)
     except (RuntimeError, TypeError) as error:
         raise CompressionError(f"calibration batches cannot be joined along dimension 0: {error}") from error
 

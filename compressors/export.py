@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from .base import CompressedModel
 from .checks import check_inputs
 from .errors import CompressionError, extra
+from .packing import whole_file
 from .probe import run
 
 _OPSET = 13
@@ -40,7 +40,6 @@ def export_onnx(compressed: CompressedModel, path: str | Path, example_inputs: t
     with extra("onnx"):
         import onnx
         import onnxoptimizer  # noqa: F401  brevitas needs it
-    path = Path(path)
     outputs = [f"output{i}" for i in range(len(run(compressed.model, inputs)))]
     names = [f"input{i}" for i in range(len(inputs))]
     options: dict[str, Any] = {
@@ -50,9 +49,8 @@ def export_onnx(compressed: CompressedModel, path: str | Path, example_inputs: t
         "opset_version": _OPSET,
         "dynamo": False,  # the newer exporter writes float weights with a QuantizeLinear node
     }
-    with tempfile.TemporaryDirectory(dir=path.parent) as directory, warnings.catch_warnings():
+    with whole_file(Path(path)) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the older exporter about its age, and of tracing
-        temporary = Path(directory, path.name)
         if compressed.recipe.quantized:
             from ._brevitas import export_qcdq
 
@@ -60,4 +58,3 @@ def export_onnx(compressed: CompressedModel, path: str | Path, example_inputs: t
         else:
             torch.onnx.export(copy.deepcopy(compressed.model), inputs, str(temporary), **options)
         onnx.checker.check_model(str(temporary))
-        temporary.replace(path)

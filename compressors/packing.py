@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def pack(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
 
         codes, _, _ = integer_weight(model.get_submodule(name))
         tensors[f"{name}.weight"] = pack_bits(codes.short() + _offset(layer), layer.bits)
-    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    return {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
 
 
 def unpack(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> None:
@@ -65,14 +65,12 @@ def unpack(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> N
     if missing or unexpected:
         raise CompressionError(f"factory builds another model: missing {missing}, not in the model {unexpected}")
     for key, name in packed.items():
-        from ._brevitas import integer_weight
+        from ._brevitas import set_weight
 
         module, layer = model.get_submodule(name), recipe.quantized[name]
-        weight = module.weight
-        assert isinstance(weight, nn.Parameter)
+        weight = module.get_parameter("weight")
         codes = unpack_bits(tensors[key], layer.bits, weight.numel()).to(weight.device).view_as(weight)
-        _, scale, zero_point = integer_weight(module)
-        weight.data = ((codes.short() - _offset(layer) - zero_point) * scale).to(weight.dtype)
+        set_weight(module, codes.short() - _offset(layer))
 
 
 def _offset(layer: LayerQuantization) -> int:
@@ -105,16 +103,10 @@ def rebuild(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
     """Write tensors and JSON `content` as one safetensors file, whole or not at all."""
-    metadata = {"format": FORMAT, "sha256": _digest(tensors), "content": json.dumps(content)}
-    data = to_safetensors(dict(tensors), metadata)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
+    text = json.dumps(content)
+    data = to_safetensors(dict(tensors), {"format": FORMAT, "content": text, "sha256": _digest(tensors, text)})
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -124,16 +116,27 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise CompressionError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise CompressionError(f"path: {path} is damaged or no safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
-        raise CompressionError(f"{path} has format {metadata.get('format')!r}; this version reads {FORMAT!r}")
-    if metadata.get("sha256") != _digest(tensors):
-        raise CompressionError(f"{path} is damaged: its checksum does not fit its tensors")
+        raise CompressionError(f"path: {path} has format {metadata.get('format')!r}; this version reads {FORMAT!r}")
+    if metadata.get("sha256") != _digest(tensors, metadata.get("content", "")):
+        raise CompressionError(f"path: {path} is damaged: its checksum does not fit its content")
     return tensors, json.loads(metadata["content"])
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, which becomes `path` if no exception is raised."""
+    if not path.parent.is_dir():
+        raise CompressionError(f"path: the folder {path.parent} does not exist")
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+        temporary = Path(directory, path.name)
+        yield temporary
+        temporary.replace(path)
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
     for key in sorted(tensors):
         value = tensors[key]
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())

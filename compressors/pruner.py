@@ -70,7 +70,9 @@ class ChannelPruner:
     def __post_init__(self) -> None:
         check_share("ratio", self.ratio, end=False)
         if self.importance is not None and not callable(self.importance):
-            raise CompressionError(f"importance must be a function of a pruning group, or None; got {self.importance!r}")
+            raise CompressionError(
+                f"importance must be a function of a pruning group, or None; got {self.importance!r}"
+            )
         if self.scope not in ("local", "global"):
             raise CompressionError(f"scope must be 'local' or 'global'; got {self.scope!r}")
         if self.round_to is not None and (not isinstance(self.round_to, int) or self.round_to < 1):
@@ -95,56 +97,56 @@ class ChannelPruner:
         _check_layers(work.model)
         _copy_gradients(model.model if isinstance(model, CompressedModel) else model, work.model)
         sizes, before = layer_sizes(work.model), _count_parameters(work.model)
-        notes = self._prune(work)
+        with extra("compress"):
+            import torch_pruning  # noqa: F401  told apart here from what fails inside it
+        loose, kept = self._channel_dims(work.model), self._asked_to_keep(work.model)
+        try:
+            kept = self._prune(work, loose, kept)
+        except Exception as error:
+            raise CompressionError(f"torch-pruning failed: {type(error).__name__}: {error}") from error
         changed = {name: size for name, size in layer_sizes(work.model).items() if size != sizes[name]}
         left = _count_parameters(work.model)
         if self.ratio and left > (1 - self.min_effect) * before:
-            raise NothingCompressed(
-                f"pruning with ratio={self.ratio} left {left:,} of {before:,} parameters; kept layers: {notes or 'none'}"
-            )
-        notes |= dict.fromkeys(changed, "pruned")
-        return finish(work, self, replace(work.recipe, sizes={**work.recipe.sizes, **changed}), notes, coverage)
+            raise NothingCompressed(f"ratio={self.ratio} left {left:,} of {before:,} parameters; {kept or 'none kept'}")
+        recipe = replace(work.recipe, sizes={**work.recipe.sizes, **changed})
+        return finish(work, self, recipe, dict.fromkeys(changed, "pruned") | kept, coverage)
 
-    def _prune(self, work: Work) -> dict[str, str]:
-        """Prune `work.model` in place; return why layers were kept, by name."""
-        with extra("compress"):
-            import torch_pruning as tp
+    def _prune(self, work: Work, loose: list[tuple[nn.Parameter, int]], kept: dict[str, str]) -> dict[str, str]:
+        """Prune `work.model` in place; return the layers whose output channels were kept, with the reason."""
+        import torch_pruning as tp
 
         model = work.model
-        kept = {name: "kept: asked for" for name in self._asked_to_keep(model)}
         for module in model.modules():
             # An activation that overwrites its input hides the norm before it from the trace.
             if getattr(module, "inplace", False):
                 module.inplace = False  # type: ignore[assignment]
         model.requires_grad_(True)  # the trace follows gradients, and passes over frozen parameters silently
-        try:
-            with torch.enable_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about loose parameters, which have been dealt with
-                pruner = tp.pruner.BasePruner(
-                    model,
-                    work.inputs,
-                    importance=None,
-                    pruning_ratio=self.ratio,
-                    global_pruning=self.scope == "global",
-                    round_to=self.round_to,
-                    unwrapped_parameters=self._channel_dims(model),
-                    in_channel_groups={},  # the defaults are dicts shared by all calls
-                    out_channel_groups={},
-                    forward_fn=lambda traced, inputs: traced(*inputs),
-                )
-            importance = self.importance or tp.importance.GroupMagnitudeImportance(p=2)
-            pruner.importance = _per_channel(importance, pruner.DG)
-            kept = _layers_to_keep(pruner.DG) | kept
-            pruner.ignored_layers.extend(model.get_submodule(name) for name in kept)
-            check = pruner.DG.check_pruning_group
-            pruner.DG.check_pruning_group = lambda group: check(_without_duplicates(group))
-            pruner.step()
-        except Exception as error:
-            raise CompressionError(f"torch-pruning failed: {type(error).__name__}: {error}") from error
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about loose parameters of one element
+            pruner = tp.pruner.BasePruner(
+                model,
+                work.inputs,
+                importance=None,
+                pruning_ratio=self.ratio,
+                global_pruning=self.scope == "global",
+                round_to=self.round_to,
+                unwrapped_parameters=loose,
+                in_channel_groups={},  # the defaults are dicts shared by all calls
+                out_channel_groups={},
+                forward_fn=lambda traced, inputs: traced(*inputs),
+            )
+        graph = pruner.DG
+        pruner.importance = _per_channel(self.importance or tp.importance.GroupMagnitudeImportance(p=2), graph)
+        kept = kept | _layers_to_keep(graph)
+        pruner.ignored_layers.extend(model.get_submodule(name) for name in kept)
+        check = graph.check_pruning_group
+        graph.check_pruning_group = lambda group: check(_without_duplicates(group))
+        pruner.step()
         return kept
 
-    def _asked_to_keep(self, model: nn.Module) -> set[str]:
-        return matching("keep", self.keep, [n for n, m in model.named_modules() if type(m) in PRUNABLE_LAYERS])
+    def _asked_to_keep(self, model: nn.Module) -> dict[str, str]:
+        layers = [name for name, module in model.named_modules() if type(module) in PRUNABLE_LAYERS]
+        return dict.fromkeys(matching("keep", self.keep, layers), "output channels kept: asked for")
 
     def _channel_dims(self, model: nn.Module) -> list[tuple[nn.Parameter, int]]:
         """Return parameters outside of standard layers with the dimension of their channels, from `param_dims`."""
@@ -165,6 +167,9 @@ class ChannelPruner:
                 f"parameters outside of standard layers: {describe(undeclared)}; name the dimension of their channels, "
                 f"as in param_dims={{{next(iter(undeclared))!r}: 1}}"
             )
+        for name, dim in self.param_dims.items():
+            if not isinstance(dim, int) or not 0 <= dim < loose[name].dim():
+                raise CompressionError(f"param_dims: {name} has dimensions 0 to {loose[name].dim() - 1}; got {dim!r}")
         return [(loose[name], dim) for name, dim in self.param_dims.items()]
 
 
@@ -201,8 +206,8 @@ def _layers_to_keep(graph: Any) -> dict[str, str]:
     nodes = list(graph.module2node.values())
     shuffles = [node for node in nodes if "Shuffle" in node.grad_fn.name()]
     outputs = [node for node in nodes if not node.outputs]
-    kept = {names[layer]: "kept: feeds a pixel shuffle" for layer in _nearest_layers(shuffles)}
-    return kept | {names[layer]: "kept: model output" for layer in _nearest_layers(outputs)}
+    kept = {names[layer]: "output channels kept: feeds a pixel shuffle" for layer in _nearest_layers(shuffles)}
+    return kept | {names[layer]: "output channels kept: model output" for layer in _nearest_layers(outputs)}
 
 
 def _nearest_layers(nodes: list[Any]) -> set[nn.Module]:

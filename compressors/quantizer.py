@@ -34,7 +34,8 @@ class Quantizer:
         clip: range of the weights, see `Clip`; None (default) is "mse" up to 4 bits and "max" above.
         bias_correction: add each layer's mean output error on the calibration data to its bias.
         skip: glob patterns of layers that stay in float.
-        min_coverage: the share of parameters, 0 to 1, that must be in layers this quantizer knows; default 0.9.
+        min_coverage: the share of parameters, 0 to 1, that must be in layers this quantizer knows, default 0.9; the
+            rest stays in float.
 
     Source: brevitas, https://github.com/Xilinx/brevitas, layerwise quantization.
     """
@@ -72,7 +73,7 @@ class Quantizer:
         calibration: Iterable[Inputs] | None = None,
     ) -> CompressedModel:
         """Return a quantized copy of `model`; see `Compressor.compress`."""
-        from ._brevitas import calibrate, correct_biases, replace_layers
+        from ._brevitas import calibrate, correct_biases, integer_weight, replace_layers, set_weight
 
         calibrated = self.act_bits is not None or self.bias_correction
         if calibrated and calibration is None:
@@ -90,11 +91,18 @@ class Quantizer:
         }
         if not layers:
             raise NothingCompressed(f"skip={self.skip!r} leaves no layer to quantize")
-        replace_layers(work.model, layers, self.clip)
-        if self.act_bits is not None:
-            calibrate(work.model, batch)
-        if self.bias_correction:
-            correct_biases(work.model, batch)
+        try:
+            replace_layers(work.model, layers, self.clip)
+            if self.act_bits is not None:
+                calibrate(work.model, batch)
+            if self.bias_correction:
+                correct_biases(work.model, batch)
+        except Exception as error:
+            raise CompressionError(f"brevitas failed: {type(error).__name__}: {error}") from error
+        # A forward that reads a weight itself, to demodulate say, is to see what is stored.
+        for name in layers:
+            layer = work.model.get_submodule(name)
+            set_weight(layer, integer_weight(layer)[0])
         notes = dict.fromkeys(skipped, "float: skipped")
         return finish(work, self, replace(work.recipe, quantized=layers), notes, coverage)
 

@@ -53,9 +53,8 @@ class LayerSize:
 
 
 def layer_sizes(model: nn.Module) -> dict[str, LayerSize]:
-    """Return the sizes of all modules that own tensors, by name."""
-    sizes = {name: LayerSize.of(module) for name, module in model.named_modules()}
-    return {name: size for name, size in sizes.items() if size.shapes}
+    """Return the sizes of all modules, by name."""
+    return {name: LayerSize.of(module) for name, module in model.named_modules()}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The 13 generator families every compressor is tested on: small, randomly initialised, 16 x 16 images."""
+"""The 13 generator families every compressor is tested on: small and randomly initialised, images of 8 to 16 pixels."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class BigGAN(nn.Module):
         self.chunk = LATENT // 2
         condition = self.chunk + embedding
         self.embedding = nn.Embedding(CLASSES, embedding)
-        self.fc = nn.Linear(self.chunk, width * 64)
+        self.fc = nn.Linear(self.chunk, width * 16)
         self.block = ResBlock(width, width, lambda channels: LinearCBN(channels, condition))
         self.norm = nn.BatchNorm2d(width)
         self.rgb = nn.Conv2d(width, 3, 3, padding=1)
@@ -100,7 +100,7 @@ class BigGAN(nn.Module):
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
         first, second = z.split(self.chunk, 1)
         condition = torch.cat([second, self.embedding(label)], 1)
-        x = self.fc(first).view(z.size(0), -1, 8, 8)
+        x = self.fc(first).view(z.size(0), -1, 4, 4)
         return torch.tanh(self.rgb(F.relu(self.norm(self.block(x, condition)))))
 
 
@@ -123,12 +123,12 @@ class EmbeddingCBN(nn.Module):
 class ConditionalGAN(nn.Module):
     def __init__(self, chunked: bool, width: int = 16) -> None:
         super().__init__()
-        self.fc = nn.Linear(LATENT, width * 64)
+        self.fc = nn.Linear(LATENT, width * 16)
         self.block = ResBlock(width, width, lambda channels: EmbeddingCBN(channels, chunked))
         self.rgb = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        x = self.fc(z).view(z.size(0), -1, 8, 8)
+        x = self.fc(z).view(z.size(0), -1, 4, 4)
         return torch.tanh(self.rgb(F.relu(self.block(x, label))))
 
 
