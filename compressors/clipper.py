@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from .base import CompressedModel, Inputs, begin, finish
@@ -67,17 +66,15 @@ class Clipper:
         work = begin(model, example_inputs)
         names, coverage = quantizable_layers(work, self.min_coverage)
         skipped = matching("skip", self.skip, names)
-        layer = LayerQuantization(self.bits, None, self.per_channel, self.symmetric, act_symmetric=True)
+        weights = {n: work.model.get_submodule(n).get_parameter("weight") for n in names if n not in skipped}
+        layers = {name: self._layer(tuple(weight.shape)) for name, weight in weights.items()}
         quantized = copy.deepcopy(work.model)
-        replace_layers(quantized, {name: layer for name in names if name not in skipped}, self.clip)
+        replace_layers(quantized, layers, self.clip)
         notes = dict.fromkeys(skipped, "not clipped: skipped")
         changed = 0
-        for name in names:
-            if name in skipped:
-                continue
-            weight = work.model.get_submodule(name).get_parameter("weight")
-            low, high = clip_range(quantized.get_submodule(name), layer)
-            clipped = torch.clamp(weight.detach(), low, high)
+        for name, weight in weights.items():
+            low, high = clip_range(quantized.get_submodule(name), layers[name])
+            clipped = weight.detach().clamp(low, high)
             count = int((clipped != weight).sum())
             notes[name] = f"{count} of {weight.numel()} weights clipped"
             weight.data = clipped
@@ -85,3 +82,6 @@ class Clipper:
         if not changed:
             raise NothingCompressed(f"clip={self.clip!r}: all weights are within their range already")
         return finish(work, self, work.recipe, notes, coverage)
+
+    def _layer(self, shape: tuple[int, ...]) -> LayerQuantization:
+        return LayerQuantization(shape, self.bits, None, self.per_channel, self.symmetric, act_symmetric=True)

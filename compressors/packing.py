@@ -53,22 +53,30 @@ def pack(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
 def unpack(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> None:
     """Fill `model`, which has the structure of `recipe`, with what `pack` gave."""
     packed = {f"{name}.weight": name for name in recipe.quantized}
-    rest = {key: value for key, value in tensors.items() if key not in packed}
-    missing, unexpected = model.load_state_dict(rest, strict=False)
+    try:
+        loaded = model.load_state_dict({k: v for k, v in tensors.items() if k not in packed}, strict=False)
+    except RuntimeError as error:
+        raise CompressionError(f"factory builds another model: {error}") from error
     owners = {name for name, _ in model.named_modules()}
     # Not stored: packed weights, further names of shared modules, and ranges of quantizers that never ran.
     missing = [
         key
-        for key in missing
+        for key in loaded.missing_keys
         if key not in packed and key.rpartition(".")[0] in owners and not _inside(key, recipe.quantized)
     ]
-    if missing or unexpected:
-        raise CompressionError(f"factory builds another model: missing {missing}, not in the model {unexpected}")
+    if missing or loaded.unexpected_keys:
+        raise CompressionError(
+            f"factory builds another model: the file lacks {missing}, the model lacks {loaded.unexpected_keys}"
+        )
     for key, name in packed.items():
         from ._brevitas import set_weight
 
         module, layer = model.get_submodule(name), recipe.quantized[name]
         weight = module.get_parameter("weight")
+        if tuple(weight.shape) != layer.shape:
+            raise CompressionError(
+                f"factory builds another model: {key} has shape {tuple(weight.shape)}, in the file {layer.shape}"
+            )
         codes = unpack_bits(tensors[key], layer.bits, weight.numel()).to(weight.device).view_as(weight)
         set_weight(module, codes.short() - _offset(layer))
 

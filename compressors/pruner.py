@@ -107,7 +107,8 @@ class ChannelPruner:
         changed = {name: size for name, size in layer_sizes(work.model).items() if size != sizes[name]}
         left = _count_parameters(work.model)
         if self.ratio and left > (1 - self.min_effect) * before:
-            raise NothingCompressed(f"ratio={self.ratio} left {left:,} of {before:,} parameters; {kept or 'none kept'}")
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in kept.items())
+            raise NothingCompressed(f"ratio={self.ratio} left {left:,} of {before:,} parameters ({reasons})")
         recipe = replace(work.recipe, sizes={**work.recipe.sizes, **changed})
         return finish(work, self, recipe, dict.fromkeys(changed, "pruned") | kept, coverage)
 

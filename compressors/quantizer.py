@@ -108,7 +108,8 @@ class Quantizer:
 
     def _layer(self, module: nn.Module, bits: int) -> LayerQuantization:
         act_bits = None if isinstance(module, nn.Embedding) else self.act_bits
-        return LayerQuantization(bits, act_bits, self.per_channel, self.symmetric, self.act_symmetric)
+        shape = tuple(module.get_parameter("weight").shape)
+        return LayerQuantization(shape, bits, act_bits, self.per_channel, self.symmetric, self.act_symmetric)
 
     def _bits_by_layer(self, names: Sequence[str]) -> dict[str, int]:
         if isinstance(self.bits, int):

@@ -59,8 +59,9 @@ def layer_sizes(model: nn.Module) -> dict[str, LayerSize]:
 
 @dataclass(frozen=True)
 class LayerQuantization:
-    """How one layer is quantized: bits of its weight and (None: float) of its input, and their scales."""
+    """How one layer is quantized: the shape of its weight, bits of weight and (None: float) input, and the scales."""
 
+    shape: tuple[int, ...]
     bits: int
     act_bits: int | None
     per_channel: bool
@@ -94,7 +95,10 @@ class Recipe:
                     name: LayerSize(size["attributes"], {key: tuple(shape) for key, shape in size["shapes"].items()})
                     for name, size in data["sizes"].items()
                 },
-                {name: LayerQuantization(**layer) for name, layer in data["quantized"].items()},
+                {
+                    name: LayerQuantization(**{**layer, "shape": tuple(layer["shape"])})
+                    for name, layer in data["quantized"].items()
+                },
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise CompressionError(f"not a recipe: {error!r}") from error
