@@ -6,6 +6,26 @@
 >>> small = ChannelPruner(0.5).compress(generator, (torch.randn(1, 8),))
 >>> small.report.before.parameters, small.report.after.parameters
 (771, 387)
+
+Both backends see weights in standard layers only. A generator that computes its weights in `forward`, as StyleGAN2's
+modulated convolution does, is refused with the list of what is not covered. The way through is a twin of the layer that
+computes the same with an `nn.Conv2d`: scale its input instead of its weight, then demodulate its output::
+
+    class ModulatedConv(nn.Module):
+        def __init__(self, width_in, width_out, style, kernel=3):
+            super().__init__()
+            self.conv = nn.Conv2d(width_in, width_out, kernel, padding=kernel // 2, bias=False)
+            self.affine = nn.Linear(style, width_in)
+
+        def forward(self, x, w):
+            style = 1 + self.affine(w)
+            out = self.conv(x * style[:, :, None, None])
+            with torch.no_grad():  # a function of weights, which the trace of torch-pruning must not see
+                energy = style.square() @ self.conv.weight.square().sum((2, 3)).T
+            return out * (energy + 1e-8).rsqrt()[:, :, None, None]
+
+Its state dict differs in names alone. A learned constant input is pruned along with
+``ChannelPruner(..., param_dims={"const": 1})``.
 """
 
 from .base import CompressedModel, Compressor

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from .bake import baked_copy
 from .checks import check_inputs
-from .errors import CompressionError, UnsupportedModule
+from .errors import CompressionError
 from .packing import pack, read_file, rebuild, write_file
 from .probe import checked_outputs, reference_outputs, sqnr_db
 from .recipe import Recipe, settings
-from .report import Report
+from .report import Report, shapes_of
 
 Inputs = tuple[Any, ...]
 
@@ -99,9 +99,14 @@ def begin(model: nn.Module | CompressedModel, example_inputs: Inputs) -> Work:
         raise CompressionError("model is already quantized: quantization comes last, after pruning and clipping")
     copy = baked_copy(source)
     outputs = reference_outputs(copy, inputs)
-    if isinstance(model, CompressedModel):
-        return Work(copy, inputs, outputs, model.recipe, model.report)
-    return Work(copy, inputs, outputs, Recipe(), Report.of(copy, inputs))
+    if not isinstance(model, CompressedModel):
+        return Work(copy, inputs, outputs, Recipe(), Report.of(copy, inputs))
+    if shapes_of(inputs) != model.report.input_shapes:
+        raise CompressionError(
+            f"example_inputs have shapes {shapes_of(inputs)}, but the earlier steps were measured with "
+            f"{model.report.input_shapes}: use the same, so that the MACs compare"
+        )
+    return Work(copy, inputs, outputs, model.recipe, model.report)
 
 
 def finish(work: Work, compressor: Any, recipe: Recipe, notes: Mapping[str, str], coverage: float) -> CompressedModel:
@@ -118,44 +123,3 @@ def finish(work: Work, compressor: Any, recipe: Recipe, notes: Mapping[str, str]
         sqnr_db=sqnr_db(work.outputs, outputs),
     )
     return CompressedModel(work.model, report, recipe)
-
-
-def check_coverage(model: nn.Module, supported: tuple[type[nn.Module], ...], minimum: float) -> float:
-    """Return the share of parameters in layers of exactly the `supported` types or in normalisation layers.
-
-    Raises `UnsupportedModule`, with all parameters elsewhere, where the share is below `minimum`.
-    """
-    elsewhere = uncovered_parameters(model, supported)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    coverage = 1 - sum(parameter.numel() for parameter in elsewhere.values()) / max(total, 1)
-    if coverage < minimum:
-        raise UnsupportedModule(
-            f"only {coverage:.0%} of the parameters are in layers that can be treated (at least {minimum:.0%} wanted); "
-            f"not covered: {describe(elsewhere)}; "
-            "weights used by functional calls must move into standard layers, as in a twin of the model that runs "
-            "nn.Conv2d on modulated inputs"
-        )
-    return coverage
-
-
-def uncovered_parameters(model: nn.Module, supported: tuple[type[nn.Module], ...]) -> dict[str, nn.Parameter]:
-    """Return the parameters of `model`, by name, in layers neither of the `supported` types nor normalisations."""
-    return {
-        f"{prefix}.{name}".lstrip("."): parameter
-        for prefix, module in model.named_modules()
-        if type(module) not in supported and not isinstance(module, NORMALIZATIONS)
-        for name, parameter in module.named_parameters(recurse=False)
-    }
-
-
-NORMALIZATIONS = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.PReLU,
-)
-
-
-def describe(parameters: Mapping[str, nn.Parameter]) -> str:
-    """Return names and shapes for an error message."""
-    return ", ".join(f"{name} {tuple(parameter.shape)}" for name, parameter in parameters.items())

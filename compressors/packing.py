@@ -101,7 +101,8 @@ def rebuild(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> 
     for name in recipe.quantized:
         module = modules[name]
         if f"{name}.bias" in tensors and getattr(module, "bias", None) is None:
-            module.register_parameter("bias", nn.Parameter(torch.empty_like(tensors[f"{name}.bias"])))
+            bias = torch.empty_like(tensors[f"{name}.bias"], device=module.get_parameter("weight").device)
+            module.register_parameter("bias", nn.Parameter(bias))
     if recipe.quantized:
         from ._brevitas import replace_layers
 

@@ -10,17 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .base import (
-    CompressedModel,
-    Inputs,
-    Work,
-    begin,
-    check_coverage,
-    describe,
-    finish,
-    uncovered_parameters,
-)
+from .base import CompressedModel, Inputs, Work, begin, finish
 from .checks import check_patterns, check_share, matching
+from .coverage import check_coverage, describe, uncovered_parameters
 from .errors import CompressionError, NothingCompressed, UnsupportedModule, extra
 from .recipe import layer_sizes
 
@@ -50,7 +42,8 @@ class ChannelPruner:
             of `model` are at hand for importances that need them.
         scope: "local" removes `ratio` in each layer (default); "global" ranks all layers together, where a layer
             before a reshape to h x w counts each channel h w times.
-        round_to: round the channels kept down to a multiple of this (1 or more); None (default) does not.
+        round_to: round the channels kept down to a multiple of this (1 or more), but for those behind a linear layer
+            and a reshape; None (default) does not.
         keep: names or glob patterns of layers whose output channels all stay.
         param_dims: for each parameter outside of standard layers (a learned constant input, say), by name, the
             dimension that holds its channels.
@@ -235,6 +228,7 @@ def _per_channel(importance: Callable[[Any], Tensor | None], graph: Any) -> Call
         scores = importance(group)
         if scores is None or all(len(item.idxs) >= len(scores) for item in group):
             return scores
+        scores = scores.clone()
         root, prune = group[0].dep.target.module, group[0].dep.handler
         rows = set(range(len(scores)))
         while rows:

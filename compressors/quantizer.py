@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from .base import CompressedModel, Inputs, Work, begin, check_coverage, finish
+from .base import CompressedModel, Inputs, Work, begin, finish
 from .checks import check_bits, check_patterns, check_share, matching, merged_calibration
 from .clip import ClipLike, check_clip
+from .coverage import check_coverage
 from .errors import CompressionError, NothingCompressed, UnsupportedModule
 from .recipe import LayerQuantization
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -106,15 +106,15 @@ class Recipe:
 
 def settings(compressor: Any) -> dict[str, Any]:
     """Return the class name and the fields of a compressor dataclass as JSON; callables become their names."""
-    return {"compressor": type(compressor).__name__} | {
-        f.name: _as_json(getattr(compressor, f.name)) for f in fields(compressor)
-    }
+    return {"compressor": type(compressor).__name__, **_as_json(compressor)}
 
 
 def _as_json(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _as_json(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _as_json(item) for key, item in value.items()}
-    if isinstance(value, tuple):
+    if isinstance(value, list | tuple):
         return [_as_json(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value

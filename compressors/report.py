@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .packing import pack
 from .probe import count_macs
@@ -45,15 +45,18 @@ class LayerRow:
 class Report:
     """What a compression did to the size of a model, and to its outputs.
 
-    `coverage` is the share of the parameters, 0 to 1, that the last compressor could treat; `sqnr_db` the ratio of
-    the original outputs to the error in them on the example inputs (None: no error; batch of noise, not a quality
-    metric). Bytes are those of the tensors in the file that `CompressedModel.save` writes, without its header.
+    `name` labels the compressors; `before` and `after` are totals over `layers`, the MACs (those of functional calls
+    included) for forward arguments of `input_shapes`. Bytes are those of the tensors in the file that
+    `CompressedModel.save` writes, without its header. `coverage` is the share of the parameters, 0 to 1, that the last
+    compressor could treat. `sqnr_db` is the ratio of the original outputs to the error in them on the example inputs
+    (None: no error); it ranks settings on one model and says nothing about the quality of images.
     """
 
     name: str
     before: Size
     after: Size
     layers: tuple[LayerRow, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
     coverage: float = 1.0
     sqnr_db: float | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: _versions())
@@ -64,7 +67,7 @@ class Report:
         rows, total = _measure(model, inputs, Recipe())
         types = {name: type(module).__name__ for name, module in model.named_modules()}
         layers = tuple(LayerRow(name, types[name], size, size) for name, size in rows.items())
-        return cls("", total, total, layers)
+        return cls("", total, total, layers, shapes_of(inputs))
 
     def updated(
         self, model: nn.Module, inputs: tuple[Any, ...], recipe: Recipe, notes: Mapping[str, str], **changes: Any
@@ -92,7 +95,8 @@ class Report:
             for row in data["layers"]
         )
         sizes = {key: Size(**data[key]) for key in ("before", "after")}
-        return cls(**{**data, **sizes, "layers": layers})
+        shapes = tuple(tuple(shape) for shape in data["input_shapes"])
+        return cls(**{**data, **sizes, "layers": layers, "input_shapes": shapes})
 
     def __str__(self) -> str:
         """Return a table: one line per layer, and the total."""
@@ -101,6 +105,11 @@ class Report:
         lines = _aligned([header, *(_cells(row) for row in (*self.layers, total))])
         error = "outputs identical" if self.sqnr_db is None else f"output SQNR {self.sqnr_db:.1f} dB"
         return "\n".join([f"{self.name}: {error}, coverage {self.coverage:.0%}", *lines])
+
+
+def shapes_of(inputs: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of forward arguments; () for those that are no tensors."""
+    return tuple(tuple(item.shape) if isinstance(item, Tensor) else () for item in inputs)
 
 
 def _with_quantization(row: LayerRow, layer: LayerQuantization | None) -> LayerRow:

@@ -23,7 +23,7 @@ from compressors import (
     UnsupportedModule,
 )
 
-Z = (torch.randn(2, LATENT),)
+Z = (torch.randn(2, LATENT, generator=torch.Generator().manual_seed(0)),)
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,7 @@ def test_layers_that_torch_pruning_would_break_are_refused_by_name(layer: nn.Mod
         ChannelPruner(0.5).compress(model, images(2))
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 @pytest.mark.parametrize("wrapped", ["weight_norm", "mask"])
 def test_weight_norm_and_masks_are_baked_in(wrapped: str, tmp_path) -> None:
     def build() -> nn.Module:
@@ -210,6 +211,12 @@ def test_fine_tuning_between_two_steps_keeps_one_recipe_and_report(tmp_path) -> 
     assert result.report.before.parameters == sum(p.numel() for p in model.parameters())
     result.save(tmp_path / "m")
     assert torch.equal(CompressedModel.load(tmp_path / "m", DCGAN).model(*Z), result.model(*Z))
+
+
+def test_a_later_step_measured_with_another_batch_is_refused() -> None:
+    pruned = ChannelPruner(0.5).compress(DCGAN().eval(), Z)
+    with pytest.raises(CompressionError, match=r"example_inputs have shapes \(\(2, 16\),\), .* with \(\(4, 16\),\)"):
+        Quantizer(4).compress(pruned, latents(2))
 
 
 def test_pruning_in_two_rounds_is_one_file(tmp_path) -> None:

@@ -15,11 +15,11 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn.utils import spectral_norm
 
-from compressors import ChannelPruner, CompressedModel, CompressionError, Pipeline, Quantizer, Recipe, Report
+from compressors import ChannelPruner, Clip, CompressedModel, CompressionError, Pipeline, Quantizer, Recipe, Report
 from compressors.packing import pack, pack_bits, unpack_bits
 from compressors.probe import count_macs
 
-Z = (torch.randn(2, LATENT),)
+Z = (torch.randn(2, LATENT, generator=torch.Generator().manual_seed(0)),)
 DCGAN_WEIGHTS = {"layers.0": (16 * 32 * 16, 32), "layers.3": (32 * 16 * 16, 16), "layers.6": (16 * 3 * 16, 3)}
 
 
@@ -102,6 +102,15 @@ def test_the_report_survives_json_and_prints_as_a_table() -> None:
     assert "output channels kept: model output" in image_layer
     assert f"17,251 -> {report.after.parameters:,}" in lines[-1]
     assert set(report.versions) == {"torch", "brevitas", "torch-pruning"}
+
+
+def test_the_recipe_tells_all_settings() -> None:
+    step = (
+        Quantizer({"*": 4}, clip=Clip("percentile", 99), skip=["layers.6"]).compress(DCGAN().eval(), Z).recipe.steps[0]
+    )
+    assert step["bits"] == {"*": 4}
+    assert step["clip"] == {"method": "percentile", "value": 99}
+    assert step["skip"] == ["layers.6"]
 
 
 @given(
