@@ -42,14 +42,23 @@ class LayerSize:
         tensors = {**module._parameters, **module._buffers}
         return cls(attributes, {name: tuple(value.shape) for name, value in tensors.items() if value is not None})
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LayerSize:
+        """Read what JSON made of a `LayerSize`: lists were tuples."""
+        attributes = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data["attributes"].items()
+        }
+        return cls(attributes, {key: tuple(shape) for key, shape in data["shapes"].items()})
+
     def apply(self, module: nn.Module) -> None:
-        """Give `module` these sizes; its tensors become zero."""
+        """Give `module` these sizes; tensors of another shape become zero."""
         for name, value in self.attributes.items():
             setattr(module, name, value)
         for name, shape in self.shapes.items():
             old = getattr(module, name)
-            new = torch.zeros(shape, dtype=old.dtype, device=old.device)
-            setattr(module, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+            if tuple(old.shape) != shape:
+                new = torch.zeros(shape, dtype=old.dtype, device=old.device)
+                setattr(module, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
 
 
 def layer_sizes(model: nn.Module) -> dict[str, LayerSize]:
@@ -91,10 +100,7 @@ class Recipe:
         try:
             return cls(
                 tuple(data["steps"]),
-                {
-                    name: LayerSize(size["attributes"], {key: tuple(shape) for key, shape in size["shapes"].items()})
-                    for name, size in data["sizes"].items()
-                },
+                {name: LayerSize.from_json(size) for name, size in data["sizes"].items()},
                 {
                     name: LayerQuantization(**{**layer, "shape": tuple(layer["shape"])})
                     for name, layer in data["quantized"].items()

@@ -219,6 +219,27 @@ def test_a_later_step_measured_with_another_batch_is_refused() -> None:
         Quantizer(4).compress(pruned, latents(2))
 
 
+def test_constants_that_are_not_in_the_state_dict_survive_loading(tmp_path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(1, 8))
+            self.register_buffer("scale", torch.tensor(3.0), persistent=False)
+            self.layers = nn.Sequential(nn.Linear(LATENT, 8), nn.LayerNorm(8), nn.Linear(8, 32), nn.Linear(32, 4))
+
+        def forward(self, z: Tensor) -> Tensor:
+            first, norm, *rest = self.layers
+            return self.scale * nn.Sequential(*rest)(norm(first(z)) * self.gain)
+
+    result = ChannelPruner(0.5, param_dims={"gain": 1}).compress(Scaled(), Z)
+    assert result.model.gain.shape == (1, 4)
+    assert result.model.layers[1].normalized_shape == (4,)
+    result.save(tmp_path / "m")
+    copy = CompressedModel.load(tmp_path / "m", Scaled)
+    assert torch.equal(copy.model(*Z), result.model(*Z))
+    assert copy.recipe == result.recipe
+
+
 def test_pruning_in_two_rounds_is_one_file(tmp_path) -> None:
     result = Pipeline(ChannelPruner(0.25), ChannelPruner(0.25)).compress(SNGAN().eval(), Z)
     assert widths(result)["blocks.0.conv1"] == 9
