@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .clip import Clip, ClipLike, as_clip
-from .errors import extra
+from .errors import CompressionError, extra
 from .recipe import LayerQuantization
 
 with extra("compress"), warnings.catch_warnings():
@@ -110,7 +110,10 @@ def _range(clip: Clip, symmetric: bool, weight: Tensor) -> dict[str, Any]:
     if clip.method == "sigma":
         return {"scaling_stats_op": StatsOp.MEAN_SIGMA_STD, "sigma": value}
     if clip.method == "threshold":
-        return {"scaling_stats_impl": _Given, "clip_at": float(value(weight) if callable(value) else value)}
+        threshold = float(value(weight)) if callable(value) else value
+        if not 0 < threshold < float("inf"):
+            raise CompressionError(f"clip: the function must return a threshold above 0; got {threshold}")
+        return {"scaling_stats_impl": _Given, "clip_at": threshold}
     return {}
 
 

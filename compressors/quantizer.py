@@ -98,6 +98,8 @@ class Quantizer:
                 calibrate(work.model, batch)
             if self.bias_correction:
                 correct_biases(work.model, batch)
+        except CompressionError:
+            raise
         except Exception as error:
             raise CompressionError(f"brevitas failed: {type(error).__name__}: {error}") from error
         # A forward that reads a weight itself, to demodulate say, is to see what is stored.

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import CompressionError
-
 # The attributes in which layers repeat the sizes of their tensors.
 _SIZE_ATTRIBUTES = (
     "in_channels",
@@ -96,18 +94,15 @@ class Recipe:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        """Read what `to_json` gave; raises `CompressionError` for anything else."""
-        try:
-            return cls(
-                tuple(data["steps"]),
-                {name: LayerSize.from_json(size) for name, size in data["sizes"].items()},
-                {
-                    name: LayerQuantization(**{**layer, "shape": tuple(layer["shape"])})
-                    for name, layer in data["quantized"].items()
-                },
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CompressionError(f"not a recipe: {error!r}") from error
+        """Read what `to_json` gave."""
+        return cls(
+            tuple(data["steps"]),
+            {name: LayerSize.from_json(size) for name, size in data["sizes"].items()},
+            {
+                name: LayerQuantization(**{**layer, "shape": tuple(layer["shape"])})
+                for name, layer in data["quantized"].items()
+            },
+        )
 
 
 def settings(compressor: Any) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,6 @@ import torch
 from generators import DCGAN, LATENT
 from torch import Tensor, nn
 
-import compressors.errors
 from compressors import (
     ChannelPruner,
     Clip,
@@ -21,6 +22,7 @@ from compressors import (
     Pipeline,
     Quantizer,
     UnsupportedModule,
+    export_onnx,
 )
 
 Z = (torch.randn(2, LATENT, generator=torch.Generator().manual_seed(0)),)
@@ -114,6 +116,13 @@ def test_calibration_data_that_is_missing_or_does_not_fit(options: Any, calibrat
         Quantizer(8, **options).compress(DCGAN(), Z, calibration)
 
 
+@pytest.mark.parametrize("create", [Quantizer, Clipper])
+def test_a_clipping_function_that_returns_no_threshold(create: Any) -> None:
+    for value in (0.0, float("nan")):
+        with pytest.raises(CompressionError, match=r"^clip: the function .* above 0; got (0\.0|nan)"):
+            create(clip=lambda weight, value=value: value).compress(DCGAN(), Z)
+
+
 def test_skipping_every_layer_is_no_compression() -> None:
     with pytest.raises(NothingCompressed, match="leaves no layer"):
         Quantizer(4, skip=("*",)).compress(DCGAN(), Z)
@@ -149,13 +158,23 @@ def test_a_model_that_gives_nan_after_compression_is_reported() -> None:
         Quantizer(4, clip="max").compress(Fragile(), Z)
 
 
-@pytest.mark.parametrize("package", ["brevitas", "torch_pruning", "onnx"])
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(package: str, monkeypatch: Any) -> None:
-    def missing(name: str, *args: Any) -> Any:
-        raise ModuleNotFoundError(f"No module named {name!r}")
+@pytest.mark.parametrize(
+    ("package", "extra", "work"),
+    [
+        ("torch_pruning", "compress", lambda path: ChannelPruner(0.5).compress(DCGAN(), Z)),
+        ("brevitas.nn", "compress", lambda path: Quantizer(8).compress(DCGAN(), Z)),
+        ("onnx", "onnx", lambda path: export_onnx(ChannelPruner(0.0).compress(DCGAN(), Z), path / "m.onnx", Z)),
+    ],
+)
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    package: str, extra: str, work: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delitem(sys.modules, "compressors._brevitas", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"{package}.* install it with: pip install 'torch-fidelity-lsh\[{extra}\]'"):
+        work(tmp_path)
 
-    extra = "onnx" if package == "onnx" else "compress"
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ImportError, match=rf"No module named '{package}'; .*torch-fidelity-lsh\[{extra}\]"):  # noqa: SIM117
-        with compressors.errors.extra(extra):
-            __import__(package)
+
+def test_the_package_is_imported_without_its_backends() -> None:
+    code = "import sys, compressors; assert not {'brevitas', 'torch_pruning', 'onnx'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

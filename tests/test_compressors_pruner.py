@@ -9,7 +9,7 @@ import torch
 import torch_pruning as tp
 from generators import DCGAN, FAMILIES, LATENT, SNGAN, StyleGAN2, images, latents
 from torch import Tensor, nn
-from torch.nn.utils import prune, weight_norm
+from torch.nn.utils import parametrize, prune, weight_norm
 
 from compressors import (
     ChannelPruner,
@@ -115,6 +115,8 @@ def test_a_learned_constant_needs_its_channel_dimension() -> None:
     twin = StyleGAN2().twin()
     with pytest.raises(UnsupportedModule, match=r"const \(1, 16, 4, 4\); .* param_dims=\{'const': 1\}"):
         ChannelPruner(0.5).compress(twin, Z)
+    with pytest.raises(CompressionError, match="param_dims: const has dimensions 0 to 3; got 4"):
+        ChannelPruner(0.5, param_dims={"const": 4}).compress(twin, Z)
     result = ChannelPruner(0.5, param_dims={"const": 1}).compress(twin, Z)
     assert result.model.const.shape == (1, 8, 4, 4)
 
@@ -134,6 +136,21 @@ def test_a_channel_count_written_into_forward_is_named_as_the_likely_cause() -> 
             ChannelPruner(0.5).compress(Written(), (torch.randn(batch, LATENT),))
     with pytest.raises(NothingCompressed, match="fc"):
         ChannelPruner(0.5, keep=("fc",)).compress(Written(), Z)
+
+
+def test_features_returned_beside_the_image_must_be_kept() -> None:
+    class WithFeatures(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.rgb = nn.Linear(LATENT, 32), nn.Linear(32, 3)
+
+        def forward(self, z: Tensor) -> dict[str, Any]:
+            features = self.body(z).relu()
+            return {"image": self.rgb(features), "features": [features]}
+
+    with pytest.raises(ContractBroken, match=r"outputs changed from .*\(4, 32\).* to .*\(4, 16\).*keep="):
+        ChannelPruner(0.5).compress(WithFeatures(), Z)
+    assert Quantizer(8).compress(WithFeatures(), Z).report.sqnr_db > 30
 
 
 @pytest.mark.parametrize(
@@ -184,6 +201,24 @@ def test_weight_norm_and_masks_are_baked_in(wrapped: str, tmp_path) -> None:
     model = build()
     result = ChannelPruner(0.5).compress(model, Z)
     assert result.report.after.parameters < 0.45 * result.report.before.parameters
+    result.save(tmp_path / "m")
+    assert torch.equal(CompressedModel.load(tmp_path / "m", build).model(*Z), result.model(*Z))
+
+
+def test_parametrized_buffers_are_baked_in(tmp_path) -> None:
+    class Doubled(nn.Module):
+        def forward(self, value: Tensor) -> Tensor:
+            return 2 * value
+
+    def build() -> nn.Module:
+        model = DCGAN().eval()
+        parametrize.register_parametrization(model.layers[1], "running_mean", Doubled())
+        return model
+
+    model = build()
+    result = Quantizer(8).compress(model, Z)
+    assert torch.equal(result.model.layers[1].running_mean, model.layers[1].running_mean)
+    assert "running_mean" in dict(result.model.layers[1].named_buffers())
     result.save(tmp_path / "m")
     assert torch.equal(CompressedModel.load(tmp_path / "m", build).model(*Z), result.model(*Z))
 

@@ -88,6 +88,31 @@ def test_a_layer_used_twice_stays_one_layer() -> None:
     assert result.report.after.parameters == 72
 
 
+@pytest.mark.parametrize("clip", ["max", "mse", "percentile", "sigma", 0.1])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_layers_and_channels_of_zeros_stay_zero(clip, per_channel, tmp_path) -> None:
+    model = DCGAN().eval()
+    with torch.no_grad():
+        model.layers[3].weight[:, 2] = 0
+        model.layers[6].weight.zero_()
+    result = Quantizer(4, clip=clip, per_channel=per_channel).compress(model, Z)
+    assert not result.model.layers[3].weight[:, 2].any()
+    assert not result.model.layers[6].weight.any()
+    result.save(tmp_path / "m")
+    assert torch.equal(CompressedModel.load(tmp_path / "m", DCGAN).model(*Z), result.model(*Z))
+
+
+def test_a_layer_that_forward_never_uses_does_no_harm(tmp_path) -> None:
+    def build() -> nn.Module:
+        model = DCGAN().eval()
+        model.training_only = nn.Linear(4, 4)
+        return model
+
+    result = Quantizer(4, act_bits=8).compress(build(), Z, [Z])
+    result.save(tmp_path / "m")
+    assert torch.equal(CompressedModel.load(tmp_path / "m", build).model(*Z), result.model(*Z))
+
+
 def test_outliers_cost_less_with_a_clipped_range() -> None:
     model = DCGAN_FAMILY.build()
     with torch.no_grad():

@@ -152,8 +152,15 @@ def test_a_file_of_another_origin_is_refused(tmp_path: Path) -> None:
         CompressedModel.load(tmp_path / "absent", DCGAN)
 
 
+def with_a_further_layer(model: nn.Module) -> nn.Module:
+    model.further = nn.Linear(3, 3)
+    return model
+
+
 @pytest.mark.parametrize(
-    "factory", [SNGAN, lambda: DCGAN(24), lambda: nn.Sequential(DCGAN())], ids=["class", "width", "wrapped"]
+    "factory",
+    [SNGAN, lambda: DCGAN(24), lambda: nn.Sequential(DCGAN()), lambda: with_a_further_layer(DCGAN())],
+    ids=["class", "width", "wrapped", "longer"],
 )
 def test_a_factory_of_another_model_is_refused(factory, tmp_path: Path) -> None:
     path = saved(tmp_path)
