@@ -102,7 +102,7 @@ class Report:
         """Return a table: one line per layer, and the total."""
         header = ("layer", "type", "parameters", "MACs", "bytes", "bits", "note")
         total = LayerRow("total", "", self.before, self.after)
-        lines = _aligned([header, *(_cells(row) for row in (*self.layers, total))])
+        lines = aligned([header, *(_cells(row) for row in (*self.layers, total))])
         error = "outputs identical" if self.sqnr_db is None else f"output SQNR {self.sqnr_db:.1f} dB"
         return "\n".join([f"{self.name}: {error}, coverage {self.coverage:.0%}", *lines])
 
@@ -143,7 +143,8 @@ def _cells(row: LayerRow) -> tuple[str, ...]:
     return (row.name, row.type, *counts, bits, row.note)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines in which the columns of `rows` are aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

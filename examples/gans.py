@@ -1,0 +1,179 @@
+"""The two generators of the compression study at 32 x 32 pixels, with their discriminators and files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
+
+SIZE = 32
+ARCHITECTURES = ("dcgan", "sngan")
+
+
+@dataclass(frozen=True)
+class GANSettings:
+    """What it takes to build a pair of networks.
+
+    Attributes:
+        arch: "dcgan" (Radford et al. 2015, arXiv 1511.06434) or "sngan" (Miyato et al. 2018, arXiv 1802.05957).
+        channels: image channels, 1 or 3.
+        width: channels of the layer before the image; inner layers have 2 and 4 times as many.
+        latent: length of a latent vector.
+    """
+
+    arch: str = "dcgan"
+    channels: int = 1
+    width: int = 32
+    latent: int = 64
+
+    def generator(self) -> nn.Module:
+        """Build an untrained generator: latents B x latent to images B x channels x 32 x 32, float, -1 to 1."""
+        generators = {"dcgan": dcgan_generator, "sngan": SNGANGenerator}
+        return generators[self.arch](self)
+
+    def discriminator(self) -> nn.Module:
+        """Build an untrained discriminator: images to scores B x 1."""
+        discriminators = {"dcgan": dcgan_discriminator, "sngan": sngan_discriminator}
+        return discriminators[self.arch](self)
+
+
+def dcgan_generator(settings: GANSettings) -> nn.Module:
+    """Build the generator of DCGAN: transposed convolutions and batch normalisation."""
+    width = settings.width
+    return nn.Sequential(
+        nn.Unflatten(1, (-1, 1, 1)),
+        nn.ConvTranspose2d(settings.latent, 4 * width, 4, bias=False),
+        nn.BatchNorm2d(4 * width),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4 * width, 2 * width, 4, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(2 * width),
+        nn.ReLU(),
+        nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.ConvTranspose2d(width, settings.channels, 4, stride=2, padding=1),
+        nn.Tanh(),
+    )
+
+
+def dcgan_discriminator(settings: GANSettings) -> nn.Module:
+    """Build the discriminator of DCGAN, with spectral normalisation in place of batch normalisation."""
+    width = settings.width
+    return nn.Sequential(
+        spectral_norm(nn.Conv2d(settings.channels, width, 4, stride=2, padding=1)),
+        nn.LeakyReLU(0.2),
+        spectral_norm(nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)),
+        nn.LeakyReLU(0.2),
+        spectral_norm(nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1)),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        spectral_norm(nn.Linear(4 * width * 16, 1)),
+    )
+
+
+class UpBlock(nn.Module):
+    """Residual block that doubles the resolution."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(width_in)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width_out)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
+        self.skip = nn.Conv2d(width_in, width_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map B x width_in x H x W to B x width_out x 2H x 2W."""
+        h = functional.interpolate(functional.relu(self.bn1(x)), scale_factor=2)
+        h = self.conv2(functional.relu(self.bn2(self.conv1(h))))
+        return h + functional.interpolate(self.skip(x), scale_factor=2)
+
+
+class DownBlock(nn.Module):
+    """Residual block that halves the resolution; `first` leaves the activation of the image out."""
+
+    def __init__(self, width_in: int, width_out: int, first: bool = False) -> None:
+        super().__init__()
+        self.first = first
+        self.conv1 = spectral_norm(nn.Conv2d(width_in, width_out, 3, padding=1))
+        self.conv2 = spectral_norm(nn.Conv2d(width_out, width_out, 3, padding=1))
+        self.skip = spectral_norm(nn.Conv2d(width_in, width_out, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map B x width_in x H x W to B x width_out x H/2 x W/2."""
+        h = self.conv1(x if self.first else functional.relu(x))
+        h = functional.avg_pool2d(self.conv2(functional.relu(h)), 2)
+        return h + self.skip(functional.avg_pool2d(x, 2))
+
+
+class SNGANGenerator(nn.Module):
+    """The ResNet generator of SNGAN."""
+
+    def __init__(self, settings: GANSettings) -> None:
+        super().__init__()
+        width = settings.width
+        self.linear = nn.Linear(settings.latent, 4 * width * 16)
+        self.blocks = nn.Sequential(
+            UpBlock(4 * width, 4 * width), UpBlock(4 * width, 2 * width), UpBlock(2 * width, width)
+        )
+        self.bn = nn.BatchNorm2d(width)
+        self.conv = nn.Conv2d(width, settings.channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map latents B x latent to images."""
+        h = self.blocks(self.linear(z).view(len(z), -1, 4, 4))
+        return torch.tanh(self.conv(functional.relu(self.bn(h))))
+
+
+def sngan_discriminator(settings: GANSettings) -> nn.Module:
+    """Build the ResNet discriminator of SNGAN."""
+    width = settings.width
+    return nn.Sequential(
+        DownBlock(settings.channels, width, first=True),
+        DownBlock(width, 2 * width),
+        DownBlock(2 * width, 4 * width),
+        nn.ReLU(),
+        nn.Flatten(),
+        spectral_norm(nn.Linear(4 * width * 16, 1)),
+    )
+
+
+def save_generator(path: Path, generator: nn.Module, settings: GANSettings, data: str) -> None:
+    """Write weights and settings as one safetensors file; `data` names the images it was trained on."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()}
+    write_whole(path, to_safetensors(tensors, {"settings": json.dumps(asdict(settings)), "data": data}))
+
+
+def load_generator(path: Path) -> tuple[nn.Module, GANSettings, str]:
+    """Read a file of `save_generator`: the generator in eval mode, its settings, the name of its training data.
+
+    Raises `ValueError` for a file that was not written by it.
+    """
+    metadata = read_metadata(path)
+    if "settings" not in metadata or "data" not in metadata:
+        raise ValueError(f"{path} holds no generator of train_gan.py: its metadata lack settings and data")
+    settings = GANSettings(**json.loads(metadata["settings"]))
+    generator = settings.generator()
+    generator.load_state_dict(load_file(path))
+    return generator.eval(), settings, metadata["data"]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that readers see all of it or nothing."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(content)
+    temporary.replace(path)
