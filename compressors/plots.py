@@ -7,7 +7,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from torch import Tensor
-from torchvision.io import read_image
 from torchvision.utils import save_image
 
 from .errors import extra
@@ -18,6 +17,7 @@ with extra("plots"):
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import imread
 
 _STRIP = 8  # Samples in a line of a row's picture; the picture of all rows shows the first line of each.
 
@@ -31,14 +31,16 @@ _AXIS = {"bits": "bits per weight", "ratio": "share of channels pruned"}
 def save_pictures(table: Table, folder: Path) -> None:
     """Write the pictures of a study into its folder, each whole or not at all.
 
-    For every reference ``<reference>.png`` sums up: precision and recall along bits and pruning, their path, size
-    against quality, by one metric; ``-bits``, ``-ratio``, ``-path`` and ``-size`` show all metrics. ``samples.png``
-    shows the first samples of each row.
+    For every reference ``<reference>.png`` sums up, by one metric: precision and recall along bits and pruning, their
+    path, size against quality; ``-bits``, ``-ratio``, ``-path`` and ``-size`` show all metrics. Without a metric of
+    precision and recall there is ``-size`` alone. ``samples.png`` shows the first samples of each row.
     """
-    for reference in filter(lambda name: _quality(table, name), table.references):
-        figures = {"": _overview(table, reference), "-path": _paths(table, reference)}
-        figures |= {f"-{knob}": _along_knob(table, reference, knob) for knob in _KNOBS if _series(table, knob)}
-        figures["-size"] = _sizes(table, reference)
+    for reference in table.references:
+        pairs, quality = _pairs(table, reference), _quality(table, reference)
+        figures = {"-size": _sizes(table, reference, quality)} if quality else {}
+        if pairs:
+            figures |= {"": _overview(table, reference), "-path": _paths(table, reference, pairs)}
+            figures |= {f"-{knob}": _along(table, reference, pairs, knob) for knob in _KNOBS if _series(table, knob)}
         for suffix, figure in figures.items():
             _save(figure, folder / f"{reference}{suffix}.png")
     pictured = [row for row in table.rows if row.samples]
@@ -55,35 +57,31 @@ def save_samples(images: Tensor, path: Path) -> None:
 def _overview(table: Table, reference: str) -> Figure:
     figure, grid = _grid(2, 3)
     pairs = _pairs(table, reference)
-    if pairs:
-        pair = PRECISION_RECALL["lsh_knn"] if PRECISION_RECALL["lsh_knn"] in pairs else pairs[0]
-        for knob, line in zip(_KNOBS, grid, strict=True):
-            for score, axes in zip(pair, line, strict=False):
-                _draw_along(axes, table, reference, score, knob)
-        _draw_path(grid[0, 2], table, reference, pair)
+    pair = PRECISION_RECALL["lsh_knn"] if PRECISION_RECALL["lsh_knn"] in pairs else pairs[0]
+    for knob, line in zip(_KNOBS, grid, strict=True):
+        for score, axes in zip(pair, line, strict=False):
+            _draw_along(axes, table, reference, score, knob)
+    _draw_path(grid[0, 2], table, reference, pair)
     _draw_size(grid[1, 2], table, reference, _quality(table, reference)[0])
     return _finished(figure, f"against {reference}")
 
 
-def _along_knob(table: Table, reference: str, knob: Knob) -> Figure:
-    pairs = _pairs(table, reference)
-    figure, grid = _grid(max(len(pairs), 1), 2)
-    for pair, line in zip(pairs, grid, strict=False):
+def _along(table: Table, reference: str, pairs: list[Pair], knob: Knob) -> Figure:
+    figure, grid = _grid(len(pairs), 2)
+    for pair, line in zip(pairs, grid, strict=True):
         for score, axes in zip(pair, line, strict=True):
             _draw_along(axes, table, reference, score, knob)
     return _finished(figure, f"against {reference}")
 
 
-def _paths(table: Table, reference: str) -> Figure:
-    pairs = _pairs(table, reference)
-    figure, grid = _grid(1, max(len(pairs), 1))
-    for pair, axes in zip(pairs, grid[0], strict=False):
+def _paths(table: Table, reference: str, pairs: list[Pair]) -> Figure:
+    figure, grid = _grid(1, len(pairs))
+    for pair, axes in zip(pairs, grid[0], strict=True):
         _draw_path(axes, table, reference, pair)
     return _finished(figure, f"against {reference}, from the uncompressed model (circle) to the smallest")
 
 
-def _sizes(table: Table, reference: str) -> Figure:
-    scores = _quality(table, reference)
+def _sizes(table: Table, reference: str, scores: list[Score]) -> Figure:
     figure, grid = _grid(1, len(scores))
     for score, axes in zip(scores, grid[0], strict=True):
         _draw_size(axes, table, reference, score)
@@ -93,7 +91,7 @@ def _sizes(table: Table, reference: str) -> Figure:
 def _samples(rows: list[Row], folder: Path) -> Figure:
     figure = Figure(figsize=(7, 0.6 * len(rows)), layout="constrained")
     for row, axes in zip(rows, figure.subplots(len(rows), 1, squeeze=False)[:, 0], strict=True):
-        image = read_image(str(folder / row.samples)).permute(1, 2, 0).numpy()
+        image = imread(folder / row.samples)
         axes.imshow(image[: image.shape[1] // _STRIP])
         axes.set_xticks([])
         axes.set_yticks([])

@@ -40,6 +40,7 @@ class TrainSettings:
         shift: largest random translation in pixels, of real and generated images alike; for small data sets.
         seed: seed of weights, latents and the order of images.
         checkpoint: steps between checkpoints.
+        bf16: compute in bfloat16 where that is safe, which halves the time on processors made for it.
     """
 
     steps: int = 4000
@@ -49,6 +50,7 @@ class TrainSettings:
     shift: int = 0
     seed: int = 0
     checkpoint: int = 500
+    bf16: bool = False
 
 
 class Training:
@@ -57,8 +59,8 @@ class Training:
     def __init__(self, gan: GANSettings, settings: TrainSettings, device: torch.device) -> None:
         torch.manual_seed(settings.seed)
         self.gan, self.settings, self.device = gan, settings, device
-        self.generator = gan.generator().to(device)
-        self.discriminator = gan.discriminator().to(device)
+        self.generator = gan.generator().to(device, memory_format=torch.channels_last)
+        self.discriminator = gan.discriminator().to(device, memory_format=torch.channels_last)
         self.average = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
         self.generator_optimizer = Adam(self.generator.parameters(), settings.rate, betas=(0.5, 0.99))
         self.discriminator_optimizer = Adam(self.discriminator.parameters(), 2 * settings.rate, betas=(0.5, 0.99))
@@ -141,7 +143,8 @@ def train(training: Training, images: Tensor, checkpoint: Path) -> dict[str, flo
     settings = training.settings
     with tqdm(total=settings.steps, initial=training.step, unit="step", mininterval=1, file=sys.stderr) as bar:
         while training.step < settings.steps:
-            losses = training.advance(images)
+            with torch.autocast(training.device.type, torch.bfloat16, enabled=settings.bf16):
+                losses = training.advance(images)
             bar.update()
             bar.set_postfix(discriminator=f"{losses[0]:.2f}", generator=f"{losses[1]:.2f}", refresh=False)
             if training.step % settings.checkpoint == 0:
@@ -157,7 +160,7 @@ def main() -> None:
     images = load_images(arguments.data, arguments.data_root)
     gan = GANSettings(arguments.arch, images.shape[1], arguments.width, arguments.latent)
     steps = 20 if arguments.quick else arguments.steps
-    settings = TrainSettings(steps, arguments.batch, shift=arguments.shift, seed=arguments.seed)
+    settings = TrainSettings(steps, arguments.batch, shift=arguments.shift, seed=arguments.seed, bf16=arguments.bf16)
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
 
@@ -188,6 +191,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=defaults.batch)
     parser.add_argument("--shift", type=int, default=defaults.shift, help="largest random translation, in pixels")
     parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--bf16", action="store_true", help="mixed precision: quicker on recent processors")
     parser.add_argument("--quick", action="store_true", help="20 steps, to see that it works")
     return parser.parse_args()
 
