@@ -234,19 +234,22 @@ class _Bench:
         if isinstance(self.reference, Tensor) and self.reference.dim() == 2:
             return self.reference
         assert self.reference is not None  # Or `references` would not ask for it.
-        what = [self.protocol["reference"], self.settings.feature_extractor, self.settings.feature_layer]
-        path = self.folder / f"reference-{_hash(what)}.safetensors"
-        if path.is_file():
-            return load_file(path)["features"]
-        features = self.extractor(image_batches(self.reference, self.settings.batch_size))
-        with whole_file(path) as temporary:
-            temporary.write_bytes(to_safetensors({"features": features}))
-        return features
+        return self._extracted_once("real", image_batches(self.reference, self.settings.batch_size))
 
     def _teacher(self) -> Tensor:
         # Its latents are not those of the rows: near-copies of the samples would make any model look perfect.
         inputs = self._inputs(self.settings.samples, self.settings.seed + 1)
-        return self.extractor(self._images(self.uncompressed.model, inputs))
+        return self._extracted_once("teacher", self._images(self.uncompressed.model, inputs))
+
+    def _extracted_once(self, name: str, images: Iterable[Tensor]) -> Tensor:
+        """Return the features of a reference, from a file if they were extracted before."""
+        path = self.folder / f"{name}-{_hash(self.protocol)}.safetensors"
+        if path.is_file():
+            return load_file(path)["features"]
+        features = self.extractor(images)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(to_safetensors({"features": features}))
+        return features
 
     def _features(self, model: nn.Module, picture: Path, bar: tqdm) -> Tensor:
         shown: list[Tensor] = []
