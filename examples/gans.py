@@ -1,4 +1,4 @@
-"""The two generators of the compression study at 32 x 32 pixels, with their discriminators and files."""
+"""The two generators of the compression study at 32 x 32 pixels, their discriminator, and their files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-SIZE = 32
 ARCHITECTURES = ("dcgan", "sngan")
 
 
 @dataclass(frozen=True)
 class GANSettings:
-    """What it takes to build a pair of networks.
+    """What it takes to build a generator.
 
     Attributes:
-        arch: "dcgan" (Radford et al. 2015, arXiv 1511.06434) or "sngan" (Miyato et al. 2018, arXiv 1802.05957).
+        arch: "dcgan" (Radford et al. 2015, arXiv 1511.06434) or "sngan", a ResNet (Miyato et al. 2018, arXiv
+            1802.05957).
         channels: image channels, 1 or 3.
         width: channels of the layer before the image; inner layers have 2 and 4 times as many.
         latent: length of a latent vector.
@@ -38,11 +38,6 @@ class GANSettings:
         """Build an untrained generator: latents B x latent to images B x channels x 32 x 32, float, -1 to 1."""
         generators = {"dcgan": dcgan_generator, "sngan": SNGANGenerator}
         return generators[self.arch](self)
-
-    def discriminator(self) -> nn.Module:
-        """Build an untrained discriminator: images to scores B x 1."""
-        discriminators = {"dcgan": dcgan_discriminator, "sngan": sngan_discriminator}
-        return discriminators[self.arch](self)
 
 
 def dcgan_generator(settings: GANSettings) -> nn.Module:
@@ -64,11 +59,11 @@ def dcgan_generator(settings: GANSettings) -> nn.Module:
     )
 
 
-def dcgan_discriminator(settings: GANSettings) -> nn.Module:
-    """Build the discriminator of DCGAN, with spectral normalisation in place of batch normalisation."""
-    width = settings.width
+def discriminator(channels: int) -> nn.Module:
+    """Build the discriminator of both: DCGAN's with spectral normalisation; images to scores B x 1."""
+    width = 32
     return nn.Sequential(
-        spectral_norm(nn.Conv2d(settings.channels, width, 4, stride=2, padding=1)),
+        spectral_norm(nn.Conv2d(channels, width, 4, stride=2, padding=1)),
         nn.LeakyReLU(0.2),
         spectral_norm(nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)),
         nn.LeakyReLU(0.2),
@@ -97,23 +92,6 @@ class UpBlock(nn.Module):
         return h + functional.interpolate(self.skip(x), scale_factor=2)
 
 
-class DownBlock(nn.Module):
-    """Residual block that halves the resolution; `first` leaves the activation of the image out."""
-
-    def __init__(self, width_in: int, width_out: int, first: bool = False) -> None:
-        super().__init__()
-        self.first = first
-        self.conv1 = spectral_norm(nn.Conv2d(width_in, width_out, 3, padding=1))
-        self.conv2 = spectral_norm(nn.Conv2d(width_out, width_out, 3, padding=1))
-        self.skip = spectral_norm(nn.Conv2d(width_in, width_out, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map B x width_in x H x W to B x width_out x H/2 x W/2."""
-        h = self.conv1(x if self.first else functional.relu(x))
-        h = functional.avg_pool2d(self.conv2(functional.relu(h)), 2)
-        return h + self.skip(functional.avg_pool2d(x, 2))
-
-
 class SNGANGenerator(nn.Module):
     """The ResNet generator of SNGAN."""
 
@@ -131,19 +109,6 @@ class SNGANGenerator(nn.Module):
         """Map latents B x latent to images."""
         h = self.blocks(self.linear(z).view(len(z), -1, 4, 4))
         return torch.tanh(self.conv(functional.relu(self.bn(h))))
-
-
-def sngan_discriminator(settings: GANSettings) -> nn.Module:
-    """Build the ResNet discriminator of SNGAN."""
-    width = settings.width
-    return nn.Sequential(
-        DownBlock(settings.channels, width, first=True),
-        DownBlock(width, 2 * width),
-        DownBlock(2 * width, 4 * width),
-        nn.ReLU(),
-        nn.Flatten(),
-        spectral_norm(nn.Linear(4 * width * 16, 1)),
-    )
 
 
 def save_generator(path: Path, generator: nn.Module, settings: GANSettings, data: str) -> None:

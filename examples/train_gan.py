@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from data import DATA, load_images
-from gans import ARCHITECTURES, GANSettings, read_metadata, save_generator, write_whole
+from gans import ARCHITECTURES, GANSettings, discriminator, read_metadata, save_generator, write_whole
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class Training:
         torch.manual_seed(settings.seed)
         self.gan, self.settings, self.device = gan, settings, device
         self.generator = gan.generator().to(device, memory_format=torch.channels_last)
-        self.discriminator = gan.discriminator().to(device, memory_format=torch.channels_last)
+        self.discriminator = discriminator(gan.channels).to(device, memory_format=torch.channels_last)
         self.average = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
         self.generator_optimizer = Adam(self.generator.parameters(), settings.rate, betas=(0.5, 0.99))
         self.discriminator_optimizer = Adam(self.discriminator.parameters(), 2 * settings.rate, betas=(0.5, 0.99))
