@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -135,8 +135,8 @@ def run_study(
     settings = settings or StudySettings()
     labelled = _labelled(compressors)
     folder = Path(folder)
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
     bench = _Bench(generator, draw, reference, folder, settings)
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
     kept = _KeptRows(folder / "rows.json")
     keys = {label: bench.key(compressor) for label, compressor in labelled.items()}
     missing = [label for label in labelled if not kept.finished(keys[label])]
@@ -178,17 +178,12 @@ class _Bench:
     def protocol(self) -> dict[str, Any]:
         """Everything that every row depends on, as JSON."""
         model = self.uncompressed.model
-        real = None
-        if isinstance(self.reference, Tensor) and self.reference.dim() == 2:
-            real = digest([self.reference])
-        elif self.reference is not None:
-            real = digest(image_batches(self.reference, self.settings.batch_size))
         return {
             **json.loads(json.dumps(asdict(self.settings))),
             "generator": digest(model.state_dict().values()),
             "structure": _hash(str(model)),
             "inputs": digest(item for item in self.examples if isinstance(item, Tensor)),
-            "reference": real,
+            "reference": None if self.reference is None else digest(self._reference_batches()),
         }
 
     def key(self, compressor: Compressor | None) -> str:
@@ -203,15 +198,16 @@ class _Bench:
             result = self._compressed(compressor)
             row = _sized(label, result.report, result.recipe)
             row = replace(row, latency_ms=self._latency_ms(result.model))
-            row = replace(row, samples=f"samples/{self.key(compressor)}.png")
-            features = self._features(result.model, self.folder / row.samples, bar)
-            return replace(row, scores={name: self._scores(features, other) for name, other in references.items()})
+            samples = f"samples/{self.key(compressor)}.png"
+            features = self._features(result.model, self.folder / samples, bar)
+            scores = {name: self._scores(features, other) for name, other in references.items()}
+            return replace(row, scores=scores, samples=samples)
         except Exception as error:
             if _out_of_memory(error):
-                return replace(row, status="out of memory", samples="", note=str(error).partition("\n")[0])
+                return replace(row, status="out of memory", note=str(error).partition("\n")[0])
             if not isinstance(error, CompressionError):
                 raise
-            return replace(row, status="failed", samples="", note=f"{type(error).__name__}: {error}")
+            return replace(row, status="failed", note=f"{type(error).__name__}: {error}")
 
     @cached_property
     def extractor(self) -> Extractor:
@@ -230,11 +226,16 @@ class _Bench:
         calibration = list(self._inputs(self.settings.calibration, self.settings.seed + 2))
         return compressor.compress(self.uncompressed.model, self.examples, calibration)
 
+    def _reference_batches(self) -> Iterator[Tensor]:
+        """Yield the reference as it was given: its features, or its images in batches."""
+        assert self.reference is not None
+        if _is_features(self.reference):
+            return iter([self.reference])
+        return image_batches(self.reference, self.settings.batch_size)
+
     def _real(self) -> Tensor:
-        if isinstance(self.reference, Tensor) and self.reference.dim() == 2:
-            return self.reference
-        assert self.reference is not None  # Or `references` would not ask for it.
-        return self._extracted_once("real", image_batches(self.reference, self.settings.batch_size))
+        batches = self._reference_batches()
+        return next(batches) if _is_features(self.reference) else self._extracted_once("real", batches)
 
     def _teacher(self) -> Tensor:
         # Its latents are not those of the rows: near-copies of the samples would make any model look perfect.
@@ -336,7 +337,7 @@ def _labelled(compressors: Sequence[Compressor] | Mapping[str, Compressor]) -> d
 def _as_reference(reference: Any) -> Tensor | Dataset[Tensor]:
     """Return features as float32 N x D, images as they are; raise `CompressionError` for anything else."""
     source = torch.from_numpy(reference) if isinstance(reference, np.ndarray) else reference
-    features = isinstance(source, Tensor) and source.dim() == 2 and source.is_floating_point()
+    features = _is_features(source)
     images = isinstance(source, Tensor) and source.dim() == 4 and source.dtype == torch.uint8
     if not (features or images or isinstance(source, Dataset)):
         got = f"{source.dtype} {tuple(source.shape)}" if isinstance(source, Tensor) else type(source).__name__
@@ -347,6 +348,10 @@ def _as_reference(reference: Any) -> Tensor | Dataset[Tensor]:
     if len(source) < 2:
         raise CompressionError(f"reference must hold at least 2 samples; got {len(source)}")
     return source.detach().cpu().float() if features else source
+
+
+def _is_features(source: object) -> TypeGuard[Tensor]:
+    return isinstance(source, Tensor) and source.dim() == 2 and source.is_floating_point()
 
 
 def _sized(label: str, report: Report, recipe: Recipe) -> Row:
