@@ -7,6 +7,8 @@
 >>> small.report.before.parameters, small.report.after.parameters
 (771, 387)
 
+`compressors.study` measures what this costs in quality and diversity, in one table.
+
 Both backends see weights in standard layers only. A generator that computes its weights in `forward`, as StyleGAN2's
 modulated convolution does, is refused with the list of what is not covered. The way through is a twin of the layer that
 computes the same with an `nn.Conv2d`: scale its input instead of its weight, then demodulate its output::

@@ -1,1 +1,33 @@
-"""Outlier-robust precision and recall by locality-sensitive hashing, as a plugin to torch-fidelity."""
+"""Outlier-robust precision and recall by locality-sensitive hashing, as a plugin to torch-fidelity.
+
+Direction, everywhere: ``input1`` and ``features_1`` are generated, ``input2`` and ``features_2`` are real.
+"""
+
+from torch_fidelity_lsh import feature_extractor_efficientnet_lite0
+from torch_fidelity_lsh.config import LSHConfig
+from torch_fidelity_lsh.functional import PrecisionRecall, lsh_knn_precision_recall, lsh_precision_recall
+from torch_fidelity_lsh.hook import install, installed, uninstall
+from torch_fidelity_lsh.metric_lsh import (
+    KEY_METRIC_LSH_F_SCORE,
+    KEY_METRIC_LSH_KNN_F_SCORE,
+    KEY_METRIC_LSH_KNN_PRECISION,
+    KEY_METRIC_LSH_KNN_PRECISION_RAW,
+    KEY_METRIC_LSH_KNN_PRECISION_STDERR,
+    KEY_METRIC_LSH_KNN_RECALL,
+    KEY_METRIC_LSH_KNN_RECALL_RAW,
+    KEY_METRIC_LSH_KNN_RECALL_STDERR,
+    KEY_METRIC_LSH_PRECISION,
+    KEY_METRIC_LSH_PRECISION_RAW,
+    KEY_METRIC_LSH_PRECISION_STDERR,
+    KEY_METRIC_LSH_RECALL,
+    KEY_METRIC_LSH_RECALL_RAW,
+    KEY_METRIC_LSH_RECALL_STDERR,
+    calculate_lsh,
+    calculate_lsh_knn,
+    lsh_features_to_metric,
+    lsh_featuresdict_to_metric,
+    lsh_knn_features_to_metric,
+    lsh_knn_featuresdict_to_metric,
+)
+from torch_fidelity_lsh.metrics import calculate_metrics
+from torch_fidelity_lsh.registry import MetricOption, register_metric

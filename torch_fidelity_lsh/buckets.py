@@ -1,0 +1,191 @@
+"""Exact distances between samples that share a bucket, computed bucket by bucket in dense blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from torch_fidelity_lsh.coordinates import content_hash
+from torch_fidelity_lsh.hashing import HashFamily
+
+BLOCK_ELEMENTS = 2**21  # of coordinates gathered and distances computed at a time
+QUERIES_IN_BLOCK = 64
+ROWS_MERGED = 8192
+
+
+@dataclass(frozen=True)
+class Block:
+    """Distances from the queries to the members of some buckets of like size, padded to B x Q and B x S.
+
+    Attributes:
+        table: B numbers of the hash tables.
+        queries: B x Q rows of the queries.
+        is_query: B x Q, `False` where padded.
+        members: B x S rows of the index.
+        squared_distances: B x Q x S, `inf` where padded and between a sample and itself.
+    """
+
+    table: torch.Tensor
+    queries: torch.Tensor
+    is_query: torch.Tensor
+    members: torch.Tensor
+    squared_distances: torch.Tensor
+
+
+@dataclass(frozen=True)
+class BucketIndex:
+    """N x P coordinates in L hash tables, of which each bucket offers its first ``capacity`` members.
+
+    Rows are in a pseudo-random order that depends on the coordinates alone, so that which members a full bucket offers
+    does not depend on the order the samples came in.
+
+    Attributes:
+        family: The hash functions.
+        width: Bucket width.
+        coordinates: N x P.
+        keys: L x N.
+        order: L x N rows sorted by key.
+        sorted_keys: L x N keys in that order.
+        capacity: Members searched in a bucket, at most.
+    """
+
+    family: HashFamily
+    width: float
+    coordinates: torch.Tensor
+    keys: torch.Tensor
+    order: torch.Tensor
+    sorted_keys: torch.Tensor
+    capacity: int
+
+    @classmethod
+    def build(
+        cls, family: HashFamily, width: float, coordinates: torch.Tensor, num_samples: int, capacity: int
+    ) -> BucketIndex:
+        """Index ``num_samples`` of the N x P coordinates, chosen pseudo-randomly where there are more."""
+        coordinates = coordinates[content_hash(coordinates).argsort(stable=True)[:num_samples]]
+        keys = family.keys(coordinates, width)[0]
+        sorted_keys, order = keys.sort(dim=1, stable=True)
+        return cls(family, width, coordinates, keys, order, sorted_keys, capacity)
+
+    def blocks_of(self, queries: torch.Tensor) -> Iterator[Block]:
+        """Yield the distances of M x P queries to the members of their buckets."""
+        keys = self.family.keys(queries, self.width)[0]
+        sorted_keys, order = keys.sort(dim=1)
+        yield from self._blocks(queries, sorted_keys, order, others=False)
+
+    def blocks_of_others(self) -> Iterator[Block]:
+        """Yield the distances of the indexed samples to the other members of their buckets."""
+        yield from self._blocks(self.coordinates, self.sorted_keys, self.order, others=True)
+
+    def _blocks(
+        self, queries: torch.Tensor, sorted_keys: torch.Tensor, order: torch.Tensor, others: bool
+    ) -> Iterator[Block]:
+        # A bucket's own samples leave themselves out; one more member makes up for it.
+        offered = self.capacity + 1 if others else self.capacity
+        tasks = self._tasks(sorted_keys, offered)
+        query_norms, member_norms = (queries**2).sum(1), (self.coordinates**2).sum(1)
+        for part, num_queries, num_members in _of_like_size(tasks, offered, queries.shape[1]):
+            table, query_start, query_count, member_start, member_count = part.T
+            rows, is_query = _gather(order, table, query_start, query_count, num_queries)
+            members, is_member = _gather(self.order, table, member_start, member_count, num_members)
+            distances = torch.baddbmm(
+                query_norms[rows][:, :, None] + member_norms[members][:, None, :],
+                queries[rows],
+                self.coordinates[members].transpose(1, 2),
+                alpha=-2,
+            )
+            distances.masked_fill_(~(is_query[:, :, None] & is_member[:, None, :]), math.inf)
+            if others:
+                is_self = rows[:, :, None] == members[:, None, :]
+                is_self[:, :, self.capacity :] |= ~is_self.any(-1, keepdim=True)
+                distances.masked_fill_(is_self, math.inf)
+            yield Block(table, rows, is_query, members, distances)
+
+    def _tasks(self, sorted_keys: torch.Tensor, offered: int) -> torch.Tensor:
+        """Pair runs of at most 64 queries of one key with the members of their bucket.
+
+        Returns:
+            T x 5: table, first query and number of queries in sorted order, first member and number of members.
+        """
+        starts = torch.ones_like(sorted_keys, dtype=torch.bool)
+        starts[:, 1:] = sorted_keys[:, 1:] != sorted_keys[:, :-1]
+        # Long runs are cut at multiples of 64, wherever these fall.
+        starts[:, ::QUERIES_IN_BLOCK] = True
+        table, first = starts.nonzero(as_tuple=True)
+        last_of_table = sorted_keys.shape[1] - first
+        count = torch.cat([first[1:], first[:1]]) - first
+        count = torch.where(count > 0, count, last_of_table)
+        left = torch.searchsorted(self.sorted_keys, sorted_keys)
+        right = torch.searchsorted(self.sorted_keys, sorted_keys, right=True)
+        members = (right - left)[table, first].clamp(max=offered)
+        tasks = torch.stack([table, first, count, left[table, first], members], dim=1)
+        return tasks[members > 0]
+
+
+def smallest_distinct(
+    count: int, blocks: Iterable[tuple[Block, torch.Tensor]], num_queries: int, index: BucketIndex
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find for each query the smallest of some values over all tables, members met in several tables counted once.
+
+    Args:
+        count: How many values to return.
+        blocks: Blocks with B x Q x S values that depend on query and member alone; `inf` where there is none.
+        num_queries: M.
+        index: Where the blocks come from.
+
+    Returns:
+        M x ``count`` ascending values, `inf` where there are fewer, and the rows of their members.
+    """
+    shape = (num_queries, len(index.keys), count)
+    values = index.coordinates.new_full(shape, math.inf)
+    members = torch.full(shape, -1, device=values.device)
+    for block, block_values in blocks:
+        smallest = block_values.topk(min(count, block_values.shape[-1]), dim=-1, largest=False)
+        ids = block.members[:, None, :].expand_as(block_values).gather(-1, smallest.indices)
+        rows = block.queries[block.is_query]
+        tables = block.table[:, None].expand_as(block.queries)[block.is_query]
+        values[rows, tables, : ids.shape[-1]] = smallest.values[block.is_query]
+        members[rows, tables, : ids.shape[-1]] = ids[block.is_query]
+    parts = zip(torch.split(values, ROWS_MERGED), torch.split(members, ROWS_MERGED), strict=True)
+    merged = [_merge_tables(v.flatten(1), m.flatten(1), count) for v, m in parts]
+    return torch.cat([v for v, _ in merged]), torch.cat([m for _, m in merged])
+
+
+def _merge_tables(values: torch.Tensor, members: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the smallest values of each row and their members, each member once."""
+    members, order = members.sort(dim=1, stable=True)
+    values = values.gather(1, order)
+    values[:, 1:].masked_fill_(members[:, 1:] == members[:, :-1], math.inf)
+    values, order = values.sort(dim=1, stable=True)
+    return values[:, :count], members.gather(1, order[:, :count])
+
+
+def _of_like_size(tasks: torch.Tensor, offered: int, dimension: int) -> Iterator[tuple[torch.Tensor, int, int]]:
+    """Split tasks into parts that fit in memory once all their runs are padded to the same two lengths."""
+    query_sizes = tasks.new_tensor([1, 4, 16, QUERIES_IN_BLOCK])
+    member_sizes = tasks.new_tensor([2**e for e in range(offered.bit_length()) if 2**e < offered] + [offered])
+    classes = torch.stack(
+        [
+            torch.bucketize(tasks[:, column].contiguous(), sizes)
+            for column, sizes in ((2, query_sizes), (4, member_sizes))
+        ],
+        dim=1,
+    )
+    for query_class, member_class in torch.unique(classes, dim=0).tolist():
+        part = tasks[(classes == classes.new_tensor([query_class, member_class])).all(1)]
+        q, s = int(query_sizes[query_class]), int(member_sizes[member_class])
+        for piece in torch.split(part, max(1, BLOCK_ELEMENTS // ((q + s) * dimension + q * s))):
+            yield piece, q, s
+
+
+def _gather(
+    order: torch.Tensor, table: torch.Tensor, start: torch.Tensor, count: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read B runs of the L x N sorted rows, repeating the last to fill B x ``size``; say which are real."""
+    steps = torch.arange(size, device=order.device)
+    is_real = steps < count[:, None]
+    positions = start[:, None] + torch.minimum(steps, count[:, None] - 1)
+    return order[table[:, None], positions], is_real

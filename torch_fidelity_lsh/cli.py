@@ -1,0 +1,148 @@
+"""Command ``fidelity-lsh``: torch-fidelity's command line with the registered metrics added, parsed strictly."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import torch_fidelity.fidelity
+
+from torch_fidelity_lsh import upstream
+from torch_fidelity_lsh.messages import did_you_mean
+from torch_fidelity_lsh.metrics import calculate_metrics
+from torch_fidelity_lsh.registry import METRICS_REGISTRY, MetricOption, plugin_keywords
+
+_USER_ERRORS = (ValueError, OSError, ImportError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    The result is the only thing on stdout; progress, warnings and errors go to stderr.
+
+    Args:
+        argv: Arguments without the command's name. Default: those of the process.
+
+    Returns:
+        Exit code: 0, or 1 after an error in what the user asked for. Wrong options exit with 2.
+    """
+    parser = make_parser()
+    args = _parse_strictly(parser, argv)
+    # Upstream chooses how many workers load images; users cannot act on this.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
+    try:
+        with redirect_stdout(sys.stderr):  # Upstream's KID prints a remark to stdout.
+            metrics = calculate_metrics(**_call_keywords(args))
+    except _USER_ERRORS as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    print(_as_json(metrics) if args["json"] else _as_text(metrics))
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return upstream's parser with the flags of all registered metrics added."""
+    parser = _upstream_parser()
+    parser.prog = "fidelity-lsh"
+    parser.usage = "%(prog)s --input1 GENERATED --input2 REAL METRIC [METRIC ...] [options]"
+    parser.description = (
+        "Metrics of generated samples (input1) against real ones (input2). "
+        "Either input can also be a file of ready features N x D: .npy, .npz or .safetensors."
+    )
+    parser.allow_abbrev = False
+    _add_registered_metrics(parser)
+    return parser
+
+
+class _ParserBuiltError(Exception):
+    """Carries upstream's parser out of the function that builds and uses it."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
+
+
+def _upstream_parser() -> argparse.ArgumentParser:
+    def leave(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+        raise _ParserBuiltError(parser)
+
+    parse = argparse.ArgumentParser.parse_known_args
+    argparse.ArgumentParser.parse_known_args = leave  # type: ignore[method-assign, assignment]
+    try:
+        torch_fidelity.fidelity.main()
+    except _ParserBuiltError as built:
+        return built.parser
+    finally:
+        argparse.ArgumentParser.parse_known_args = parse  # type: ignore[method-assign]
+    raise RuntimeError("The installed torch-fidelity no longer builds its command line with argparse")
+
+
+def _add_registered_metrics(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("registered metrics")
+    entries = METRICS_REGISTRY.values()
+    for entry in entries:
+        group.add_argument(_flag(entry.name), action="store_true", help=_help(entry.description))
+    for key in dict.fromkeys(entry.feature_layer_key for entry in entries):
+        metrics = " and ".join(entry.name for entry in entries if entry.feature_layer_key == key)
+        group.add_argument(_flag(key), help=f"Name of the feature layer to use with {metrics} (default if None)")
+    for option in dict.fromkeys(option for entry in entries for option in entry.options):
+        _add_option(group, option)
+
+
+def _add_option(group: argparse._ArgumentGroup, option: MetricOption) -> None:
+    flag, help_text = _flag(option.name), _help(option.help)
+    if option.type is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=option.default, help=help_text)
+    else:
+        group.add_argument(flag, default=option.default, type=option.type, choices=option.choices, help=help_text)
+
+
+def _flag(keyword: str) -> str:
+    return "--" + keyword.replace("_", "-")
+
+
+def _help(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def _parse_strictly(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        option = unknown[0].partition("=")[0]
+        parser.error(f"unrecognized argument: {option}{did_you_mean(option, parser._option_string_actions)}")
+    return vars(args)
+
+
+def _call_keywords(args: dict[str, Any]) -> dict[str, Any]:
+    """Turn parsed options into keywords of ``calculate_metrics``, as upstream's command does."""
+    known = upstream.DEFAULTS.keys() | plugin_keywords().keys()
+    keywords = {name: value for name, value in args.items() if name in known}
+    keywords |= {name.removeprefix("no_"): not value for name, value in args.items() if name.startswith("no_")}
+    return {**keywords, "verbose": not args["silent"], "cuda": _wants_cuda(args)}
+
+
+def _wants_cuda(args: dict[str, Any]) -> bool:
+    if args["gpu"] is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = args["gpu"]
+    cuda = not args["cpu"] and os.environ.get("CUDA_VISIBLE_DEVICES", "") != ""
+    if torch.cuda.is_available() and not cuda:
+        print("CUDA is available but --gpu option is not specified", file=sys.stderr)
+    return cuda
+
+
+def _as_json(metrics: dict[str, Any]) -> str:
+    return json.dumps(metrics, indent=4, default=np.ndarray.tolist)  # --ppl-reduction none returns an array.
+
+
+def _as_text(metrics: dict[str, Any]) -> str:
+    lines = (
+        f"{key}: {value}" if isinstance(value, np.ndarray) else f"{key}: {value:.7g}" for key, value in metrics.items()
+    )
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""Settings of the two metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch_fidelity_lsh.messages import did_you_mean
+
+COORDINATES = ("polar", "euclidean")
+
+# Where a field is None each metric takes its own value: hashing alone starts from fine buckets and needs many tables,
+# neighbour search wants buckets that hold enough candidates.
+METRIC_DEFAULTS: dict[str, dict[str, Any]] = {
+    "lsh": {"num_tables": 32, "occupancy": 0.1},
+    "lsh_knn": {"num_tables": 16, "occupancy": 0.9},
+}
+
+
+def _setting(default: Any, parse: type, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class LSHConfig:
+    """Settings of ``lsh`` and ``lsh_knn``; the keywords and flags of fidelity calls are these names after ``lsh_``.
+
+    Attributes:
+        neighborhood: Number of nearest neighbours k that set the radius of a ball in ``lsh_knn``, and of balls that
+            hold a sample for full membership. At least 1. Default: 5.
+        num_tables: Number L of hash tables. Default: 32 in ``lsh``, 16 in ``lsh_knn``.
+        num_hashes: Number K of hash values that make a key. Default: 8.
+        bucket_width: Width w of a hash cell, the finest in ``lsh``, in units of the coordinates. Default: `None`, found
+            from ``occupancy``.
+        occupancy: Share in (0, 1) of (real sample, table) pairs whose bucket holds a further real sample, which the
+            automatic width reaches. Default: 0.1 in ``lsh``, 0.9 in ``lsh_knn``.
+        num_components: Dimensions kept by a random projection of the features; features with no more are taken as they
+            are. Default: 128.
+        coordinates: ``"polar"`` (direction and norm about the centre of the real features) or ``"euclidean"``.
+            Default: ``"polar"``.
+        batch_size: Rows processed at a time; bounds memory and changes no result. Default: 4096.
+        seed: Seed of all random choices; fidelity calls take it from ``rng_seed``. Default: 2020.
+
+    Raises:
+        ValueError: A setting is out of range; the message names it, what was given and what is accepted.
+
+    Example:
+        >>> LSHConfig(num_tables=32).resolve("lsh").occupancy
+        0.1
+        >>> LSHConfig(num_tables=0)
+        Traceback (most recent call last):
+        ValueError: num_tables must be an integer of at least 1, or None; got 0
+    """
+
+    neighborhood: int = _setting(5, int, "nearest neighbours that set a ball's radius (lsh_knn)")
+    num_tables: int | None = _setting(None, int, "hash tables; 32 in lsh, 16 in lsh_knn if not given")
+    num_hashes: int = _setting(8, int, "hash values in a key")
+    bucket_width: float | None = _setting(None, float, "width of a hash cell; found from the occupancy if not given")
+    occupancy: float | None = _setting(
+        None, float, "share of real samples that share a bucket, to find the width; .1 in lsh, .9 in lsh_knn"
+    )
+    num_components: int = _setting(128, int, "dimensions kept by random projection")
+    coordinates: str = _setting("polar", str, "what is hashed: direction and norm, or the features", COORDINATES)
+    batch_size: int = _setting(4096, int, "rows processed at a time; changes no result")
+    seed: int = 2020
+
+    def __post_init__(self) -> None:
+        for name in ("neighborhood", "num_tables", "num_hashes", "num_components", "batch_size"):
+            self._check(name, _is_int, lambda value: value >= 1, "an integer of at least 1")
+        self._check("seed", _is_int, lambda value: value >= 0, "an integer of at least 0")
+        self._check("bucket_width", _is_real, lambda value: 0 < value < math.inf, "a positive number")
+        self._check("occupancy", _is_real, lambda value: 0 < value < 1, "a number between 0 and 1, both excluded")
+        if self.coordinates not in COORDINATES:
+            hint = did_you_mean(str(self.coordinates), COORDINATES)
+            raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}; got {self.coordinates!r}{hint}")
+
+    def _check(self, name: str, is_type: Any, is_in_range: Any, accepted: str) -> None:
+        value = getattr(self, name)
+        optional = name in METRIC_DEFAULTS["lsh"] or name == "bucket_width"
+        if value is None and optional:
+            return
+        if not (is_type(value) and is_in_range(value)):
+            raise ValueError(f"{name} must be {accepted}{', or None' if optional else ''}; got {value!r}")
+
+    def resolve(self, metric: str) -> ResolvedConfig:
+        """Fill the fields that were left to the metric, ``"lsh"`` or ``"lsh_knn"``."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return ResolvedConfig(**{**METRIC_DEFAULTS[metric], **given})
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> LSHConfig:
+        """Read the configuration from the keywords of a fidelity call: ``lsh_<field>``, and ``rng_seed``.
+
+        Args:
+            kwargs: Keywords; those of other metrics are passed over.
+
+        Raises:
+            ValueError: A setting is out of range.
+        """
+        settings = {name: kwargs[f"lsh_{name}"] for name in option_fields() if f"lsh_{name}" in kwargs}
+        if "rng_seed" in kwargs:
+            settings["seed"] = kwargs["rng_seed"]
+        return cls(**settings)
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(LSHConfig):
+    """An :class:`LSHConfig` that leaves nothing to the metric, and only the bucket width to the data."""
+
+    num_tables: int = METRIC_DEFAULTS["lsh"]["num_tables"]
+    occupancy: float = METRIC_DEFAULTS["lsh"]["occupancy"]
+
+
+def option_fields() -> dict[str, dataclasses.Field[Any]]:
+    """Return the fields that are keywords of fidelity calls, by name."""
+    return {f.name: f for f in dataclasses.fields(LSHConfig) if f.metadata}
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,212 @@
+"""The two metrics as functions of two sets of features.
+
+Precision is the share of generated samples inside the support of the real ones, recall the share of real samples
+inside the support of the generated ones (Kynkäänniemi et al., 2019). Support by locality-sensitive hashing follows
+Mordido, Yang and Meinel, "Evaluating Post-Training Compression in GANs using Locality-Sensitive Hashing" (2021), of
+which no code is public; the definitions are this project's and are stated in ``docs/metrics.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from torch_fidelity_lsh.calibration import Verdict
+from torch_fidelity_lsh.config import LSHConfig, ResolvedConfig
+from torch_fidelity_lsh.coordinates import Coordinates, distinct
+from torch_fidelity_lsh.lsh import BucketSupport
+from torch_fidelity_lsh.lsh_knn import BallSupport
+
+Features = torch.Tensor | npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Precision and recall with what is needed to understand them.
+
+    Attributes:
+        metric: ``"lsh"`` or ``"lsh_knn"``, the prefix of the keys of :meth:`to_dict`.
+        precision: Share in [0, 1] of generated samples inside the real support, relative to real samples left out.
+        recall: Share in [0, 1] of real samples inside the generated support, likewise.
+        precision_raw: Mean of ``precision_memberships``.
+        recall_raw: Mean of ``recall_memberships``.
+        precision_stderr: Standard error of ``precision``, over samples and, in ``lsh``, over hash tables.
+        recall_stderr: The same for ``recall``.
+        precision_memberships: Membership in [0, 1] of each generated sample, float64 on the CPU, in the given order.
+            The lowest are the outliers.
+        recall_memberships: The same for each real sample.
+        protocol: All that a reader needs to repeat the measurement: direction, sample sizes, settings, fitted widths,
+            versions.
+    """
+
+    metric: str
+    precision: float
+    recall: float
+    precision_raw: float
+    recall_raw: float
+    precision_stderr: float
+    recall_stderr: float
+    precision_memberships: torch.Tensor = field(repr=False)
+    recall_memberships: torch.Tensor = field(repr=False)
+    protocol: dict[str, Any] = field(repr=False)
+
+    @property
+    def f_score(self) -> float:
+        """Harmonic mean of precision and recall, 0 if both are."""
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the seven numbers under the keys of fidelity calls, such as ``lsh_precision``."""
+        return {f"{self.metric}_{name}": getattr(self, name) for name in NUMBERS}
+
+    def __repr__(self) -> str:
+        sizes = f"{self.protocol['num_generated']} generated, {self.protocol['num_real']} real"
+        return (
+            f"{self.metric}: precision {self.precision:.4f} ± {self.precision_stderr:.4f}, "
+            f"recall {self.recall:.4f} ± {self.recall_stderr:.4f}, F {self.f_score:.4f} ({sizes})"
+        )
+
+
+NUMBERS = ("precision", "recall", "f_score", "precision_raw", "recall_raw", "precision_stderr", "recall_stderr")
+
+
+def lsh_precision_recall(
+    features_generated: Features, features_real: Features, config: LSHConfig | None = None
+) -> PrecisionRecall:
+    """Measure precision and recall by hashing alone.
+
+    Buckets of several widths show at which scale a sample has company in a set. It passes if it has company as early,
+    compared with the samples it then meets, as the median sample of the set has when left out itself. A second test at
+    the coarsest width keeps samples piled up in a dense spot from paying for others far away.
+
+    Args:
+        features_generated: M x D generated samples, float tensor or array, M >= 2.
+        features_real: N x D real samples, N >= 2, on the same device.
+        config: Settings. Default: ``LSHConfig()``.
+
+    Raises:
+        ValueError: Features have the wrong type, shape or device, hold NaN or infinite values, or are too few; or
+            ``bucket_width`` is so small that no real sample shares a bucket with another.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> real = rng.standard_normal((500, 16))
+        >>> collapsed = 0.1 * rng.standard_normal((500, 16)) + real[0]
+        >>> lsh_precision_recall(real[:250], real[250:]).precision > 0.8
+        True
+        >>> lsh_precision_recall(collapsed, real).recall < 0.1
+        True
+    """
+    return _measure("lsh", BucketSupport, features_generated, features_real, config or LSHConfig(), at_least=2)
+
+
+def lsh_knn_precision_recall(
+    features_generated: Features, features_real: Features, config: LSHConfig | None = None
+) -> PrecisionRecall:
+    """Measure precision and recall by balls around nearest neighbours that hashing finds.
+
+    Around each sample of a set lies a ball that reaches its k-th nearest neighbour among those that share a bucket. A
+    sample's membership is the number of balls it lies in, in parts of k and at most 1. Radii are capped at the median
+    of the neighbours' radii, and samples with fewer than k candidates get no ball.
+
+    Args:
+        features_generated: M x D generated samples, float tensor or array, M >= ``neighborhood`` + 2.
+        features_real: N x D real samples, N >= ``neighborhood`` + 2, on the same device.
+        config: Settings. Default: ``LSHConfig()``.
+
+    Raises:
+        ValueError: As :func:`lsh_precision_recall`.
+    """
+    config = config or LSHConfig()
+    # A left-out sample leaves one fewer, of which each needs k others.
+    at_least = config.neighborhood + 2
+    return _measure("lsh_knn", BallSupport, features_generated, features_real, config, at_least)
+
+
+class _Support(Protocol):
+    def assess(self, assessed: torch.Tensor, support: torch.Tensor, thinned_to: int) -> Verdict: ...
+
+    def to_dict(self) -> dict[str, object]: ...
+
+
+class _SupportType(Protocol):
+    def fit(self, real: torch.Tensor, thinned_to: int, config: ResolvedConfig) -> _Support: ...
+
+
+def _measure(
+    metric: str,
+    support_type: _SupportType,
+    features_generated: Features,
+    features_real: Features,
+    requested: LSHConfig,
+    at_least: int,
+) -> PrecisionRecall:
+    config = requested.resolve(metric)
+    generated = _checked("features_generated", features_generated, at_least)
+    real = _checked("features_real", features_real, at_least)
+    _refuse_unlike(generated, real)
+    coordinates, real_coordinates = Coordinates.fit(real, config)
+    generated_coordinates = coordinates(generated)
+    # The larger side is judged as if it had as many samples as the smaller: more samples fill more buckets.
+    matched = min(len(generated), len(real))
+    # Repeated rows share every bucket however narrow, and say nothing of the width that others need.
+    varied = distinct(real_coordinates)
+    support = support_type.fit(varied, min(matched, len(varied)), config)
+    precision = support.assess(generated_coordinates, real_coordinates, matched)
+    recall = support.assess(real_coordinates, generated_coordinates, matched)
+    if config.bucket_width is not None and not all(evidence.left_out.any() for evidence in precision.evidence):
+        raise ValueError(f"bucket_width={config.bucket_width} is too small: hardly any two real samples share a bucket")
+    return PrecisionRecall(
+        metric=metric,
+        precision=precision.value,
+        recall=recall.value,
+        precision_raw=precision.raw,
+        recall_raw=recall.raw,
+        precision_stderr=precision.decisive.stderr,
+        recall_stderr=recall.decisive.stderr,
+        precision_memberships=precision.memberships.cpu(),
+        recall_memberships=recall.memberships.cpu(),
+        protocol={
+            "direction": "precision: generated in real; recall: real in generated",
+            "num_generated": len(generated),
+            "num_real": len(real),
+            "matched_size": matched,
+            "dimension": real.shape[1],
+            **asdict(config),
+            **support.to_dict(),
+            "versions": {name: version(name) for name in ("torch-fidelity-lsh", "torch-fidelity", "torch", "numpy")},
+        },
+    )
+
+
+def _checked(name: str, features: Features, at_least: int) -> torch.Tensor:
+    if not isinstance(features, (torch.Tensor, np.ndarray)):
+        raise ValueError(f"{name} must be a tensor or a numpy array; got {type(features).__name__}")
+    dtype, shape = str(features.dtype), tuple(features.shape)
+    if "float" not in dtype:
+        raise ValueError(f"{name} must hold floating-point numbers; got dtype {dtype}, convert it on purpose")
+    if len(shape) != 2 or shape[1] == 0:
+        raise ValueError(f"{name} must be N x D with D >= 1; got shape {shape}")
+    if shape[0] < at_least:
+        raise ValueError(f"{name} must hold at least {at_least} samples for these settings; got {shape[0]}")
+    tensor = torch.as_tensor(features).detach()
+    finite_rows = tensor.isfinite().all(1)
+    if not finite_rows.all():
+        bad = (~finite_rows).nonzero().flatten()
+        raise ValueError(f"{name} holds NaN or infinite values in {len(bad)} of {shape[0]} rows, first in row {bad[0]}")
+    return tensor
+
+
+def _refuse_unlike(generated: torch.Tensor, real: torch.Tensor) -> None:
+    if generated.shape[1] != real.shape[1]:
+        shapes = f"{tuple(generated.shape)} and {tuple(real.shape)}"
+        raise ValueError(f"features_generated and features_real must have the same D; got shapes {shapes}")
+    if generated.device != real.device:
+        devices = f"{generated.device} and {real.device}"
+        raise ValueError(f"features_generated and features_real must be on one device; got {devices}")
