@@ -28,9 +28,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from tqdm import tqdm
+
 from torch_fidelity_lsh.metrics import calculate_metrics
 from torch_fidelity_lsh.registry import METRICS_REGISTRY
-from tqdm import tqdm
 
 from .base import CompressedModel, Compressor, Inputs, begin
 from .errors import CompressionError
