@@ -51,6 +51,7 @@ def main() -> None:
 
     settings = StudySettings(
         samples=arguments.samples or (500 if arguments.quick else len(images)),
+        metrics=("fid", "lsh", "lsh_knn", "prc"),
         output_range=(-1, 1),
         feature_extractor="efficientnet-lite0",
     )
