@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from compressors.table import DISTANCES, PRECISION_RECALL, Row, Table
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -85,3 +87,43 @@ def test_missing_data_are_named(gans, tmp_path):
     for name in ("mnist", "emoji"):
         with pytest.raises(FileNotFoundError, match="--data-root"):
             load_images(name, tmp_path)
+
+
+def scored(name, precision, recall, error=0.01):
+    scores = {DISTANCES[0].key: 5.0}
+    for pair in PRECISION_RECALL.values():
+        for score, value in zip(pair, (precision, recall), strict=True):
+            scores |= {score.key: value} | ({score.stderr: error} if score.stderr else {})
+    return Row(name, parameters=10, bytes=1000, scores={"real": scores}, samples="samples/x.png")
+
+
+@pytest.mark.parametrize(
+    ("precision", "recall", "words"),
+    [
+        (0.78, 0.79, "both hold"),
+        (0.9, 0.7, "recall falls alone"),
+        (0.76, 0.79, "precision falls alone"),
+        (0.1, 0.2, "both fall"),
+    ],
+)
+def test_the_report_says_what_fell_beyond_its_interval(gans, tmp_path, monkeypatch, precision, recall, words):
+    import paper_report
+
+    start = scored("float", 0.8, 0.8)
+    row = scored("mse W4", precision, recall)
+    assert paper_report.change(row, start, "real", PRECISION_RECALL["lsh"][0])[1] == pytest.approx(0.0277, abs=1e-4)
+    assert paper_report.verdict(row, start, "real", "lsh") == words
+
+    study, training, output = (tmp_path / name / "gan" for name in ("study", "training", "output"))
+    for folder in (study, training):
+        folder.mkdir(parents=True)
+    (training / "results.json").write_text('{"steps": 7}')
+    for name in paper_report.COPIED:
+        (study / name).touch()
+    Table((start, row), {"samples": 40}).save_json(study / "table.json")
+    command = ["", "--study", str(study.parent), "--training", str(training.parent), "--output", str(output.parent)]
+    monkeypatch.setattr("sys.argv", command)
+    paper_report.main()
+    page = (output.parent / "tables.md").read_text()
+    assert f"| mse W4 | 1 | 5.0 | {precision - 0.8:+.3f} ±0.028" in page
+    assert (output / "real.png").is_file()
