@@ -19,6 +19,7 @@ from torch import Tensor
 from compressors import ChannelPruner, Compressor, Pipeline, Quantizer
 from compressors.study import StudySettings, run_study
 
+# From: train_gan.py --data digits --shift 1 --steps 4500 --bf16
 SHIPPED = Path(__file__).parent / "assets" / "digits_dcgan.safetensors"
 
 
