@@ -7,8 +7,8 @@ import torch
 
 from torch_fidelity_lsh import LSHConfig
 from torch_fidelity_lsh.coordinates import UNIT, Coordinates
-from torch_fidelity_lsh.hashing import DIRECTION_UNIT, HashFamily
-from torch_fidelity_lsh.lsh import COARSE_QUORUM, QUORUM
+from torch_fidelity_lsh.hashing import DIRECTION_UNIT, PROBABILITY_UNIT, HashFamily
+from torch_fidelity_lsh.lsh import COARSE_QUORUM, MEAN_UNIT, OUTLIER_OCCUPANCY, QUORUM
 from torch_fidelity_lsh.lsh_knn import BUCKET_CAPACITY
 
 
@@ -25,12 +25,21 @@ def _lsh_side(assessed, support, family, widths, matched):
     keys_a = [_keys(family, assessed, width) for width in widths]
     keys_s = [_keys(family, support, width) for width in widths]
 
-    def mates(level, table, key, itself):
+    def sharing(level, table, key, itself):
         return [i for i in range(n) if i != itself and keys_s[level][i][table] == key]
+
+    def is_outlier(i):
+        coarsest = [len(sharing(-1, t, keys_s[-1][i][t], i)) for t in tables]
+        return np.mean([1 - (1 - (matched - 1) / (n - 1)) ** c for c in coarsest]) < OUTLIER_OCCUPANCY - 1e-6
+
+    outliers = {i for i in range(n) if is_outlier(i)}
+
+    def mates(level, table, key, itself):
+        return [i for i in sharing(level, table, key, itself) if i not in outliers]
 
     def occupied(level, table, key, itself):
         share = matched / n if itself is None else (matched - 1) / (n - 1)
-        return 1 - (1 - share) ** len(mates(level, table, key, itself))
+        return _rounded(1 - (1 - share) ** len(mates(level, table, key, itself)), PROBABILITY_UNIT)
 
     def closeness(keys, itself):
         return sum(occupied(level, t, keys[level][t], itself) for level in range(len(widths)) for t in tables)
@@ -45,10 +54,10 @@ def _lsh_side(assessed, support, family, widths, matched):
         for t in tables:
             alone = 1.0
             for level in range(len(widths)):
-                chance = alone * occupied(level, t, keys[level][t], itself)
+                chance = _rounded(alone * occupied(level, t, keys[level][t], itself), PROBABILITY_UNIT)
                 company = mates(level, t, keys[level][t], itself)
                 if company:
-                    met += chance * np.mean([closeness_s[i] for i in company])
+                    met += chance * _rounded(np.mean([closeness_s[i] for i in company]), MEAN_UNIT)
                 alone -= chance
                 weight += chance
         return closeness(keys, itself) - met / weight if weight else -math.inf
@@ -60,11 +69,11 @@ def _lsh_side(assessed, support, family, widths, matched):
     for score, quorum in ((excess, QUORUM), (coarsest, COARSE_QUORUM)):
         inside = [score(keys_of(keys_a, i)) for i in range(len(assessed))]
         left_out = [score(keys_of(keys_s, i), i) for i in range(n)]
-        threshold = sorted(left_out)[int(quorum * (n - 1))] - 1e-3  # Means are rounded there, not here.
+        threshold = sorted(left_out)[int(quorum * (n - 1))] - 1e-9
         share = np.mean([s >= threshold and s > -math.inf for s in left_out])
         ratios.append(np.mean([s >= threshold and s > -math.inf for s in inside]) / share if share else 0.0)
         if score is excess:
-            ranks = [np.mean([other <= s + 1e-3 for other in left_out]) for s in inside]
+            ranks = [np.mean([other <= s + 1e-9 for other in left_out]) for s in inside]
             memberships = [min(1, r / QUORUM) * (s > -math.inf) for r, s in zip(ranks, inside, strict=True)]
     return min(1, *ratios), memberships
 
@@ -97,7 +106,10 @@ def _knn_side(assessed, support, family, width, matched, k):
 
     near = [sorted((distance(support[i], support[j]), j) for j in candidates(keys_s[i], i)) for i in range(matched)]
     radii = {i: found[k - 1][0] for i, found in enumerate(near) if len(found) >= k}
-    caps = {i: sorted(radii.get(j, math.inf) for _, j in near[i][:k])[(k - 1) // 2] for i in radii}
+    caps = {}
+    for i in radii:
+        around = [radii.get(j, math.inf) for _, j in near[i][k : 2 * k]]
+        caps[i] = sorted(around + [radii[i]] * (k - len(around)))[(k - 1) // 2]
 
     def balls(point, key, itself=None):
         """Count the balls with the point inside, as they are and capped."""
@@ -135,6 +147,10 @@ def _keys(family, points, width):
         cells = [math.floor(float(p) / scale + b) for p, b in zip(projected, offsets, strict=True)]
         keys.append([tuple(cells[t * hashes : (t + 1) * hashes]) for t in range(tables)])
     return keys
+
+
+def _rounded(value, unit):
+    return round(value / unit) * unit
 
 
 def _content_hash(point):

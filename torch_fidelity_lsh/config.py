@@ -15,8 +15,8 @@ COORDINATES = ("polar", "euclidean")
 # Where a field is None each metric takes its own value: hashing alone starts from fine buckets and needs many tables,
 # neighbour search wants buckets that hold enough candidates.
 METRIC_DEFAULTS: dict[str, dict[str, Any]] = {
-    "lsh": {"num_tables": 32, "occupancy": 0.1},
-    "lsh_knn": {"num_tables": 16, "occupancy": 0.9},
+    "lsh": {"num_tables": 64, "num_hashes": 12, "occupancy": 0.1},
+    "lsh_knn": {"num_tables": 16, "num_hashes": 8, "occupancy": 0.9},
 }
 
 
@@ -31,8 +31,8 @@ class LSHConfig:
     Attributes:
         neighborhood: Number of nearest neighbours k that set the radius of a ball in ``lsh_knn``, and of balls that
             hold a sample for full membership. At least 1. Default: 5.
-        num_tables: Number L of hash tables. Default: 32 in ``lsh``, 16 in ``lsh_knn``.
-        num_hashes: Number K of hash values that make a key. Default: 8.
+        num_tables: Number L of hash tables. Default: 64 in ``lsh``, 16 in ``lsh_knn``.
+        num_hashes: Number K of hash values that make a key. Default: 12 in ``lsh``, 8 in ``lsh_knn``.
         bucket_width: Width w of a hash cell, the finest in ``lsh``, in units of the coordinates. Default: `None`, found
             from ``occupancy``.
         occupancy: Share in (0, 1) of (real sample, table) pairs whose bucket holds a further real sample, which the
@@ -56,8 +56,8 @@ class LSHConfig:
     """
 
     neighborhood: int = _setting(5, int, "nearest neighbours that set a ball's radius (lsh_knn)")
-    num_tables: int | None = _setting(None, int, "hash tables; 32 in lsh, 16 in lsh_knn if not given")
-    num_hashes: int = _setting(8, int, "hash values in a key")
+    num_tables: int | None = _setting(None, int, "hash tables; 64 in lsh, 16 in lsh_knn if not given")
+    num_hashes: int | None = _setting(None, int, "hash values in a key; 12 in lsh, 8 in lsh_knn if not given")
     bucket_width: float | None = _setting(None, float, "width of a hash cell; found from the occupancy if not given")
     occupancy: float | None = _setting(
         None, float, "share of real samples that share a bucket, to find the width; .1 in lsh, .9 in lsh_knn"
@@ -111,6 +111,7 @@ class ResolvedConfig(LSHConfig):
     """An :class:`LSHConfig` that leaves nothing to the metric, and only the bucket width to the data."""
 
     num_tables: int = METRIC_DEFAULTS["lsh"]["num_tables"]
+    num_hashes: int = METRIC_DEFAULTS["lsh"]["num_hashes"]
     occupancy: float = METRIC_DEFAULTS["lsh"]["occupancy"]
 
 

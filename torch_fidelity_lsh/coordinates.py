@@ -14,8 +14,8 @@ import torch
 
 from torch_fidelity_lsh.config import LSHConfig
 
-UNIT = 2.0**-20  # of a coordinate; squared distances of clamped coordinates stay below 2**53 units
-CLAMP = 16.0
+UNIT = 2.0**-18  # of a coordinate; squared distances of clamped coordinates stay below 2**53 units
+CLAMP = 64.0
 
 NORM_WEIGHT = 0.5  # spread of the norm coordinate among real samples, where directions have length about 1
 SOFTENING = 1.5  # samples within so many spreads of the centre keep a direction shorter than 1

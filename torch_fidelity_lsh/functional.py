@@ -113,7 +113,7 @@ def lsh_knn_precision_recall(
 
     Around each sample of a set lies a ball that reaches its k-th nearest neighbour among those that share a bucket. A
     sample's membership is the number of balls it lies in, in parts of k and at most 1. Radii are capped at the median
-    of the neighbours' radii, and samples with fewer than k candidates get no ball.
+    radius of the next k neighbours, and samples with fewer than k candidates get no ball.
 
     Args:
         features_generated: M x D generated samples, float tensor or array, M >= ``neighborhood`` + 2.

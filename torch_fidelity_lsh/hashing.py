@@ -18,7 +18,7 @@ DIRECTION_UNIT = 2.0**-12
 PROBABILITY_UNIT = 2.0**-20
 
 CALIBRATION_TABLES = 4
-WIDTH_TOLERANCE = 1.001
+WIDTHS_PER_OCTAVE = 8
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ class HashFamily:
         return (cells.long() * self.multipliers).sum(-1).T.contiguous()
 
     def find_width(self, coordinates: torch.Tensor, reaches: Callable[[torch.Tensor], bool]) -> float:
-        """Return the smallest bucket width, to a thousandth, that satisfies a condition wider buckets satisfy too.
+        """Return the smallest of the widths 2^(i/8) that satisfies a condition wider buckets satisfy too.
+
+        A coarse grid, so that single samples, outliers above all, hardly ever move all the buckets.
 
         Args:
             coordinates: N x P.
@@ -88,22 +90,22 @@ class HashFamily:
             return 1.0  # Any width will do.
         family = self.head(min(CALIBRATION_TABLES, self.num_tables))
 
-        def is_enough(width: float) -> bool:
-            return reaches(family.keys(coordinates, width)[0])
+        def is_enough(step: int) -> bool:
+            return reaches(family.keys(coordinates, 2 ** (step / WIDTHS_PER_OCTAVE))[0])
 
-        high = 1.0
+        high, stride = 0, 2 * WIDTHS_PER_OCTAVE
         while not is_enough(high):
-            high *= 4
-        low = high / 4
+            high += stride
+        low = high - stride
         while is_enough(low):
-            high, low = low, low / 4
-        while high / low > WIDTH_TOLERANCE:
-            middle = (low * high) ** 0.5
+            high, low = low, low - stride
+        while high - low > 1:
+            middle = (low + high) // 2
             if is_enough(middle):
                 high = middle
             else:
                 low = middle
-        return high
+        return float(2 ** (high / WIDTHS_PER_OCTAVE))
 
 
 def counts_in(sorted_keys: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

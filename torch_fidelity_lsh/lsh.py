@@ -16,7 +16,7 @@ import torch
 
 from torch_fidelity_lsh.calibration import Evidence, Verdict
 from torch_fidelity_lsh.config import ResolvedConfig
-from torch_fidelity_lsh.hashing import HashFamily, counts_in, occupancy, others_in_bucket, rounded
+from torch_fidelity_lsh.hashing import HashFamily, occupancy, others_in_bucket, rounded
 
 NUM_WIDTHS = 8
 COARSE_OCCUPANCY = 0.97
@@ -24,6 +24,7 @@ QUORUM = 0.5  # share of the left-out samples that may fail the test; more tell 
 # Nearly all samples of the set pass this second test, and none far away: samples piled up in a dense spot cannot pay
 # for others that lie outside.
 COARSE_QUORUM = 0.05
+OUTLIER_OCCUPANCY = 0.1  # of a sample's coarsest buckets; with less company it is an outlier
 NUM_TABLE_GROUPS = 8
 MEAN_UNIT = 2.0**-12
 
@@ -55,17 +56,19 @@ class BucketSupport:
 
     def assess(self, assessed: torch.Tensor, support: torch.Tensor, thinned_to: int) -> Verdict:
         """Judge M x P coordinates by the buckets of N x P ones, as if only ``thinned_to`` of the N were indexed."""
-        keys = self.family.keys(support, *self.widths)
+        support_keys = self.family.keys(support, *self.widths)
         assessed_keys = self.family.keys(assessed, *self.widths)
-        share = thinned_to / len(support)
-        shared = [
-            occupancy(counts_in(level.sort(dim=1).values, queries), share)
-            for level, queries in zip(keys, assessed_keys, strict=True)
-        ]
-        shared_left_out = [_left_out(level, thinned_to) for level in keys]
-        closeness = torch.stack(shared_left_out).sum((0, 1))
-        company = _Company.meet(keys, closeness, assessed_keys, shared)
-        company_left_out = _Company.meet(keys, closeness, keys, shared_left_out, leave_out_self=True)
+        # An outlier is no company: samples near it, if far from all others, are outside.
+        is_company = _left_out(support_keys[-1], thinned_to).mean(0) >= OUTLIER_OCCUPANCY
+        buckets = [_Buckets.of(keys, is_company.double()) for keys in support_keys]
+        share, share_left_out = thinned_to / len(support), (thinned_to - 1) / (len(support) - 1)
+        found = [b.find(keys) for b, keys in zip(buckets, assessed_keys, strict=True)]
+        found_left_out = [b.find(keys) for b, keys in zip(buckets, support_keys, strict=True)]
+        counts = [b.sums(b.members, at) for b, at in zip(buckets, found, strict=True)]
+        counts_left_out = [b.sums(b.members, at) - b.members for b, at in zip(buckets, found_left_out, strict=True)]
+        closeness = torch.stack([occupancy(c, share_left_out) for c in counts_left_out]).sum((0, 1))
+        company = _Company.meet(buckets, closeness, found, counts, share)
+        company_left_out = _Company.meet(buckets, closeness, found_left_out, counts_left_out, share_left_out, True)
         return Verdict(
             memberships=_memberships(company.excess(), company_left_out.excess()),
             evidence=[
@@ -77,6 +80,39 @@ class BucketSupport:
     def to_dict(self) -> dict[str, object]:
         """Return the fitted widths, for the protocol."""
         return {"bucket_widths": list(self.widths)}
+
+
+@dataclass(frozen=True)
+class _Buckets:
+    """The buckets of one width.
+
+    Attributes:
+        sorted_keys: L x N.
+        order: L x N rows in that order.
+        members: N; 1 for samples that are company to others, 0 for outliers.
+    """
+
+    sorted_keys: torch.Tensor
+    order: torch.Tensor
+    members: torch.Tensor
+
+    @classmethod
+    def of(cls, keys: torch.Tensor, members: torch.Tensor) -> _Buckets:
+        """Sort L x N keys."""
+        return cls(*keys.sort(dim=1), members)
+
+    def find(self, query_keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the L x M places where the buckets of L x M keys start and end in sorted order."""
+        return (
+            torch.searchsorted(self.sorted_keys, query_keys),
+            torch.searchsorted(self.sorted_keys, query_keys, right=True),
+        )
+
+    def sums(self, values: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Sum N values, whole multiples of a unit, over each of the L x M buckets found."""
+        start, end = found
+        running = torch.nn.functional.pad(values[self.order].cumsum(1), (1, 0))
+        return running.gather(1, end) - running.gather(1, start)
 
 
 @dataclass(frozen=True)
@@ -100,38 +136,38 @@ class _Company:
     @classmethod
     def meet(
         cls,
-        keys: list[torch.Tensor],
+        buckets: list[_Buckets],
         closeness: torch.Tensor,
-        query_keys: list[torch.Tensor],
-        shared: list[torch.Tensor],
+        found: list[tuple[torch.Tensor, torch.Tensor]],
+        counts: list[torch.Tensor],
+        share: float,
         leave_out_self: bool = False,
     ) -> _Company:
         """Look up M queries.
 
         Args:
-            keys: For each width, fine to coarse, the L x N keys of the set.
+            buckets: Those of each width, fine to coarse.
             closeness: N closenesses of the set's samples.
-            query_keys: For each width the L x M keys of the queries.
-            shared: For each width the L x M occupancies of the queries' buckets.
+            found: For each width where the buckets of the M queries start and end.
+            counts: For each width the L x M numbers of members in the queries' buckets.
+            share: Share of the members to be thought of as indexed.
             leave_out_self: The queries are the set's samples, and do not meet themselves.
         """
-        still_alone = torch.ones_like(shared[0])
-        met, weight = [], []
-        for level, queries, occupied in zip(keys, query_keys, shared, strict=True):
-            sums, counts = _sums_in(level, closeness, queries)
-            if leave_out_self:
-                sums, counts = sums - closeness, counts - 1
-            mean = (sums / counts.clamp(min=1)).div_(MEAN_UNIT).round_().mul_(MEAN_UNIT)
+        still_alone = torch.ones_like(counts[0])
+        all_occupied, met, weight = [], [], []
+        for level, at, count in zip(buckets, found, counts, strict=True):
+            values = closeness * level.members
+            sums = level.sums(values, at) - (values if leave_out_self else 0)
+            mean = (sums / count.clamp(min=1)).div_(MEAN_UNIT).round_().mul_(MEAN_UNIT)
+            occupied = occupancy(count, share)
             meeting = rounded(still_alone * occupied)
             still_alone = still_alone - meeting
+            all_occupied.append(_by_group(occupied))
             met.append(_by_group(meeting * mean))
             weight.append(_by_group(meeting))
-        return cls(
-            closeness=torch.stack([_by_group(occupied) for occupied in shared]).sum(0),
-            coarsest=_by_group(shared[-1]),
-            met=torch.stack(met).sum(0),
-            weight=torch.stack(weight).sum(0),
-        )
+        sums_by_group = (torch.stack(levels).sum(0) for levels in (all_occupied, met, weight))
+        closeness_of_queries, met_total, weight_total = sums_by_group
+        return cls(closeness_of_queries, all_occupied[-1], met_total, weight_total)
 
     @property
     def num_groups(self) -> int:
@@ -158,15 +194,6 @@ class _Company:
 def _left_out(keys: torch.Tensor, thinned_to: int) -> torch.Tensor:
     """Return, for L x N keys, the L x N occupancy of each sample's bucket by the others of its set."""
     return occupancy(others_in_bucket(keys), (thinned_to - 1) / (keys.shape[1] - 1))
-
-
-def _sums_in(keys: torch.Tensor, values: torch.Tensor, query_keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum N values over the members of each query's bucket; return L x M sums and counts from L x N and L x M keys."""
-    sorted_keys, order = keys.sort(dim=1)
-    first = torch.searchsorted(sorted_keys, query_keys)
-    last = torch.searchsorted(sorted_keys, query_keys, right=True)
-    running = torch.nn.functional.pad(values[order].cumsum(1), (1, 0))
-    return running.gather(1, last) - running.gather(1, first), last - first
 
 
 def _by_group(per_table: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch_fidelity_lsh.calibration import Evidence, Verdict
 from torch_fidelity_lsh.config import ResolvedConfig
 from torch_fidelity_lsh.hashing import HashFamily, occupancy, others_in_bucket
 
-BUCKET_CAPACITY = 4  # samples searched in a bucket, times log2 of the samples indexed
+BUCKET_CAPACITY = 16  # samples searched in a bucket, times log2 of the samples indexed
 CANDIDATES = 4  # for each neighbour asked for, at least, on average over the real samples
 
 
@@ -23,9 +23,9 @@ class BallSupport:
 
     A ball's radius is the distance to the k-th nearest among the samples that share a bucket with its centre in any
     table. A sample with fewer such candidates is an outlier and gets no ball. Balls are counted with radii capped at
-    the median radius of these k neighbours, so that a sample at the rim does not claim the space around it. A cap that
-    is the same everywhere would empty the sparse modes of a set: a generator of one sparse mode alone would score a
-    low precision.
+    the median radius of the next k neighbours, so that a sample at the rim does not claim the space around it. A cap
+    that is the same everywhere would empty the sparse modes of a set: a generator of one sparse mode alone would score
+    a low precision.
 
     Attributes:
         family: The hash functions.
@@ -61,9 +61,11 @@ class BallSupport:
         k = self.neighborhood
         index = BucketIndex.build(self.family, self.width, support, thinned_to, _capacity(thinned_to, k))
         distances = ((block, block.squared_distances) for block in index.blocks_of_others())
-        nearest, neighbours = smallest_distinct(k + 1, distances, thinned_to, index)
+        nearest, neighbours = smallest_distinct(2 * k, distances, thinned_to, index)
         radii = nearest[:, k - 1]
-        capped = torch.minimum(radii, radii[neighbours[:, :k]].median(1).values)
+        # Not the k nearest themselves: the radius of a sample, left out, must not have a say in whether it is inside.
+        around = torch.where(nearest[:, k:].isfinite(), radii[neighbours[:, k:]], radii[:, None])
+        capped = torch.minimum(radii, around.median(1).values)
         balls = _Balls(index, radii, capped, exists=radii.isfinite())
         any_ball, inside = balls.count(index.blocks_of(assessed), len(assessed), at_most=k)
         # A sample left out is judged by the balls that exist without it. Without it such a ball would be larger only if
