@@ -54,7 +54,7 @@ def test_features_are_those_of_the_published_network(extractor, photos):
 
 
 def test_features_of_an_image_do_not_depend_on_the_batch(extractor, photos):
-    torch.testing.assert_close(extractor(photos)[0][:1], extractor(photos[:1])[0])
+    torch.testing.assert_close(extractor(photos)[0][:1], extractor(photos[:1])[0], atol=1e-4, rtol=1e-3)
 
 
 def test_float64_inside_gives_the_same_features_more_precisely(extractor, photos):
