@@ -7,7 +7,6 @@ BIN := .venv/bin
 
 demo: .venv/ready
 	$(BIN)/python examples/degraded_images.py --output output/demo
-	$(BIN)/python examples/compression_study.py --output output/demo/compression
 
 test: .venv/ready
 	$(BIN)/ruff format --check .
