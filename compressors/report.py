@@ -13,7 +13,7 @@ from .packing import pack
 from .probe import count_macs
 from .recipe import LayerQuantization, Recipe
 
-_PACKAGES = ("torch", "brevitas", "torch-pruning")
+_PACKAGES = ("torch-fidelity-lsh", "torch-fidelity", "torch", "brevitas", "torch-pruning")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Report:
     input_shapes: tuple[tuple[int, ...], ...]
     coverage: float = 1.0
     sqnr_db: float | None = None
-    versions: Mapping[str, str] = field(default_factory=lambda: _versions())
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
 
     @classmethod
     def of(cls, model: nn.Module, inputs: tuple[Any, ...]) -> Report:
@@ -149,7 +149,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of the installed packages that the numbers depend on."""
     found = {}
     for package in _PACKAGES:
         try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import platform
 import statistics
 import sys
 import time
@@ -39,7 +40,7 @@ from .packing import whole_file
 from .plots import save_pictures, save_samples
 from .recipe import Recipe
 from .recipe import settings as settings_of
-from .report import Report
+from .report import Report, versions
 from .sampling import (
     OUTPUT_RANGES,
     Draw,
@@ -78,6 +79,8 @@ class StudySettings:
         calibration: samples shown to compressors that need calibration, default 256, from latents of their own.
         seed: of latents and metrics.
         options: further keywords of the fidelity call, such as ``{"lsh_num_tables": 32}``.
+        keep_features: keep the features of each row, 4 bytes x D per sample, in the folder of the study: other metrics
+            or options then cost no generating and no extracting. Default False.
     """
 
     samples: int = 5000
@@ -90,6 +93,7 @@ class StudySettings:
     calibration: int = 256
     seed: int = 2020
     options: Mapping[str, Any] = field(default_factory=dict)
+    keep_features: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("samples", 2), ("batch_size", 1), ("calibration", 1), ("seed", 0)):
@@ -124,7 +128,7 @@ def run_study(
         compressors: a list, or a mapping if labels other than the compressors' names are wanted.
         reference: real images, a uint8 tensor N x C x H x W or a data set of uint8 tensors C x H x W; or their
             features, float N x D; None if only the teacher is a reference.
-        folder: where rows.json, table.json, table.csv, the pictures and samples/ are written.
+        folder: where rows.json, results.json, results.csv, the pictures and samples/ are written.
         settings: see `StudySettings`.
 
     Returns:
@@ -137,7 +141,8 @@ def run_study(
     labelled = _labelled(compressors)
     folder = Path(folder)
     bench = _Bench(generator, draw, reference, folder, settings)
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    for name in ("samples", "features"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     kept = _KeptRows(folder / "rows.json")
     keys = {label: bench.key(compressor) for label, compressor in labelled.items()}
     missing = [label for label in labelled if not kept.finished(keys[label])]
@@ -151,9 +156,9 @@ def run_study(
             kept.add(keys[label], row)
             bar.update(goal - bar.n)
     rows = tuple(replace(kept.rows[keys[label]], compressor=label) for label in labelled)
-    table = Table(rows, bench.protocol)
-    table.save_json(folder / "table.json")
-    table.save_csv(folder / "table.csv")
+    table = Table(rows, {**bench.protocol, "timed_on": bench.machine})
+    table.save_json(folder / "results.json")
+    table.save_csv(folder / "results.csv")
     save_pictures(table, folder)
     return table
 
@@ -178,19 +183,34 @@ class _Bench:
     @cached_property
     def protocol(self) -> dict[str, Any]:
         """Everything that every row depends on, as JSON."""
+        settings = json.loads(json.dumps(asdict(self.settings)))
+        del settings["keep_features"]  # which changes no number
         model = self.uncompressed.model
         return {
-            **json.loads(json.dumps(asdict(self.settings))),
+            **settings,
+            "versions": versions(),
             "generator": digest(model.state_dict().values()),
             "structure": _hash(str(model)),
             "inputs": digest(item for item in self.examples if isinstance(item, Tensor)),
             "reference": None if self.reference is None else digest(self._reference_batches()),
         }
 
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What latencies depend on; scores do not."""
+        cuda = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if cuda else platform.machine()
+        return {"device": self.device.type, "machine": name, "threads": torch.get_num_threads()}
+
     def key(self, compressor: Compressor | None) -> str:
         """Return a hash of all that the compressor's row depends on."""
-        step = [compressor.name, settings_of(compressor) if is_dataclass(compressor) else None] if compressor else None
-        return _hash([self.protocol, step])
+        return _hash([self.protocol, _step(compressor)])
+
+    def features_path(self, *what: Any) -> Path:
+        """Return the file of features that depend on the protocol, but for how they are scored, and on `what`."""
+        scoring = ("metrics", "references", "options")
+        protocol = {key: value for key, value in self.protocol.items() if key not in scoring}
+        return self.folder / "features" / f"{_hash([protocol, *what])}.safetensors"
 
     def row(self, label: str, compressor: Compressor | None, bar: tqdm) -> Row:
         """Compress and measure; a failure that belongs to this row becomes its note."""
@@ -199,8 +219,8 @@ class _Bench:
             result = self._compressed(compressor)
             row = _sized(label, result.report, result.recipe)
             row = replace(row, latency_ms=self._latency_ms(result.model))
-            samples = f"samples/{self.key(compressor)}.png"
-            features = self._features(result.model, self.folder / samples, bar)
+            samples = f"samples/{self.features_path(_step(compressor)).stem}.png"
+            features = self._features(compressor, result.model, self.folder / samples, bar)
             scores = {name: self._scores(features, other) for name, other in references.items()}
             return replace(row, scores=scores, samples=samples)
         except Exception as error:
@@ -245,15 +265,15 @@ class _Bench:
 
     def _extracted_once(self, name: str, images: Iterable[Tensor]) -> Tensor:
         """Return the features of a reference, from a file if they were extracted before."""
-        path = self.folder / f"{name}-{_hash(self.protocol)}.safetensors"
+        path = self.features_path(name)
         if path.is_file():
             return load_file(path)["features"]
-        features = self.extractor(images)
-        with whole_file(path) as temporary:
-            temporary.write_bytes(to_safetensors({"features": features}))
-        return features
+        return _written(path, self.extractor(images))
 
-    def _features(self, model: nn.Module, picture: Path, bar: tqdm) -> Tensor:
+    def _features(self, compressor: Compressor | None, model: nn.Module, picture: Path, bar: tqdm) -> Tensor:
+        path = self.features_path(_step(compressor))
+        if path.is_file() and picture.is_file():
+            return load_file(path)["features"]
         shown: list[Tensor] = []
 
         def watched() -> Iterator[Tensor]:
@@ -265,7 +285,7 @@ class _Bench:
 
         features = self.extractor(watched())
         save_samples(torch.cat(shown)[:_SHOWN], picture)
-        return features
+        return _written(path, features) if self.settings.keep_features else features
 
     def _scores(self, features: Tensor, reference: Tensor) -> dict[str, float]:
         options = {"kid_subset_size": min(1000, len(features), len(reference)), **self.settings.options}
@@ -382,6 +402,17 @@ def _out_of_memory(error: BaseException | None) -> bool:
 def _check_names(argument: str, names: Any, known: Sequence[str]) -> None:
     if isinstance(names, str) or not names or not set(names) <= set(known):
         raise CompressionError(f"{argument} must be a tuple of one or more of {', '.join(known)}; got {names!r}")
+
+
+def _step(compressor: Compressor | None) -> Any:
+    """Return what identifies a compressor: its name and, where they are known, its settings."""
+    return compressor and [compressor.name, settings_of(compressor) if is_dataclass(compressor) else None]
+
+
+def _written(path: Path, features: Tensor) -> Tensor:
+    with whole_file(path) as temporary:
+        temporary.write_bytes(to_safetensors({"features": features}))
+    return features
 
 
 def _hash(content: Any) -> str:

@@ -20,7 +20,7 @@ from gans import write_whole
 
 from compressors.table import DISTANCES, PRECISION_RECALL, Row, Score, Table
 
-COPIED = ("table.json", "table.csv", "real.png", "teacher.png", "samples.png")
+COPIED = ("results.json", "results.csv", "real.png", "teacher.png", "samples.png")
 METRICS = ("lsh", "lsh_knn")
 
 
@@ -105,13 +105,13 @@ def main() -> None:
     parser.add_argument("--training", type=Path, default=Path("output/gan"), help="outputs of train_gan.py")
     parser.add_argument("--output", type=Path, default=Path("docs/study"), help="folder for the page")
     arguments = parser.parse_args()
-    tables = {path.parent.name: Table.load(path) for path in sorted(arguments.study.glob("*/table.json"))}
+    tables = {path.parent.name: Table.load(path) for path in sorted(arguments.study.glob("*/results.json"))}
     for name in tables:
         (arguments.output / name).mkdir(parents=True, exist_ok=True)
         for file in COPIED:
             shutil.copyfile(arguments.study / name / file, arguments.output / name / file)
     parts = [
-        "# Tables of the study\n\nWritten by `examples/paper_report.py` from the `table.json` of each generator. "
+        "# Tables of the study\n\nWritten by `examples/paper_report.py` from the `results.json` of each generator. "
         "± is half a 95 % interval; changes are from the uncompressed generator.",
         "## Uncompressed generators, against real images\n\n" + generators_table(tables, arguments.training),
         "## Verdicts, number of rows\n\n" + counts_table(tables),

@@ -120,7 +120,7 @@ def test_the_report_says_what_fell_beyond_its_interval(gans, tmp_path, monkeypat
     (training / "results.json").write_text('{"steps": 7}')
     for name in paper_report.COPIED:
         (study / name).touch()
-    Table((start, row), {"samples": 40}).save_json(study / "table.json")
+    Table((start, row), {"samples": 40}).save_json(study / "results.json")
     command = ["", "--study", str(study.parent), "--training", str(training.parent), "--output", str(output.parent)]
     monkeypatch.setattr("sys.argv", command)
     paper_report.main()

@@ -170,8 +170,8 @@ def test_one_table_of_sizes_and_scores(study, tmp_path):
 
 def test_files_hold_the_table(study, tmp_path):
     table = study()
-    assert Table.load(tmp_path / "table.json") == table
-    with (tmp_path / "table.csv").open() as file:
+    assert Table.load(tmp_path / "results.json") == table
+    with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["compressor"] for row in rows] == [row.compressor for row in table.rows]
     assert float(rows[1]["real_lsh_recall"]) == table.rows[1].scores["real"]["lsh_recall"]
@@ -238,6 +238,16 @@ def test_a_new_compressor_measures_its_own_row_only(study, tiny):
     assert second.rows[0] == first.rows[0]
     assert replace(second.rows[1], compressor="quantize W8") == first.rows[1]
     assert second.rows[2].scores != first.rows[2].scores
+
+
+def test_kept_features_serve_other_metrics(study, tiny):
+    first = study(keep_features=True)
+    images = tiny.images
+    again = study(keep_features=True, metrics=("lsh", "prc"), options={"lsh_num_tables": 8})
+    assert tiny.images == images
+    assert first.rows[1].scores["real"].keys() < again.rows[1].scores["real"].keys()
+    assert again == study(metrics=("lsh", "prc"), options={"lsh_num_tables": 8})
+    assert tiny.images == images
 
 
 def test_a_change_for_all_rows_measures_all(study, tiny, generator, real):
