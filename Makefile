@@ -6,7 +6,8 @@ BIN := .venv/bin
 .PHONY: demo test clean
 
 demo: .venv/ready
-	$(BIN)/python examples/degraded_images.py --output output/demo
+	$(BIN)/python examples/degraded_images.py --output output/demo/metrics
+	$(BIN)/python examples/compression_study.py --output output/demo/compression
 
 test: .venv/ready
 	$(BIN)/ruff format --check .

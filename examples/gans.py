@@ -59,9 +59,11 @@ def dcgan_generator(settings: GANSettings) -> nn.Module:
     )
 
 
-def discriminator(channels: int) -> nn.Module:
-    """Build the discriminator of both: DCGAN's with spectral normalisation; images to scores B x 1."""
-    width = 32
+def discriminator(channels: int, width: int) -> nn.Module:
+    """Build the discriminator of both: DCGAN's with spectral normalisation; images to scores B x 1.
+
+    `width` is the number of channels of its first layer.
+    """
     return nn.Sequential(
         spectral_norm(nn.Conv2d(channels, width, 4, stride=2, padding=1)),
         nn.LeakyReLU(0.2),

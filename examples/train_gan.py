@@ -36,6 +36,7 @@ class TrainSettings:
         steps: steps of discriminator and generator, one each.
         batch: images a step.
         rate: learning rate of the generator; that of the discriminator is twice as high.
+        critic: channels of the discriminator's first layer; varied images need more.
         average: decay of the moving average of the generator's weights.
         shift: largest random translation in pixels, of real and generated images alike; for small data sets.
         seed: seed of weights, latents and the order of images.
@@ -46,6 +47,7 @@ class TrainSettings:
     steps: int = 4000
     batch: int = 64
     rate: float = 2e-4
+    critic: int = 32
     average: float = 0.998
     shift: int = 0
     seed: int = 0
@@ -60,7 +62,7 @@ class Training:
         torch.manual_seed(settings.seed)
         self.gan, self.settings, self.device = gan, settings, device
         self.generator = gan.generator().to(device, memory_format=torch.channels_last)
-        self.discriminator = discriminator(gan.channels).to(device, memory_format=torch.channels_last)
+        self.discriminator = discriminator(gan.channels, settings.critic).to(device, memory_format=torch.channels_last)
         self.average = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
         self.generator_optimizer = Adam(self.generator.parameters(), settings.rate, betas=(0.5, 0.99))
         self.discriminator_optimizer = Adam(self.discriminator.parameters(), 2 * settings.rate, betas=(0.5, 0.99))
@@ -160,7 +162,14 @@ def main() -> None:
     images = load_images(arguments.data, arguments.data_root)
     gan = GANSettings(arguments.arch, images.shape[1], arguments.width, arguments.latent)
     steps = 20 if arguments.quick else arguments.steps
-    settings = TrainSettings(steps, arguments.batch, shift=arguments.shift, seed=arguments.seed, bf16=arguments.bf16)
+    settings = TrainSettings(
+        steps,
+        arguments.batch,
+        critic=arguments.critic,
+        shift=arguments.shift,
+        seed=arguments.seed,
+        bf16=arguments.bf16,
+    )
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
 
@@ -189,6 +198,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--latent", type=int, default=gan.latent, help="length of the latent vector")
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--batch", type=int, default=defaults.batch)
+    parser.add_argument(
+        "--critic", type=int, default=defaults.critic, help="channels of the discriminator's first layer"
+    )
     parser.add_argument("--shift", type=int, default=defaults.shift, help="largest random translation, in pixels")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--bf16", action="store_true", help="mixed precision: quicker on recent processors")
