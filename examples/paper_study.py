@@ -57,6 +57,7 @@ def study(folder: Path, stages: int, data_root: Path, samples: int, output: Path
         references=("real", "teacher"),
         output_range=(-1, 1),
         feature_extractor="efficientnet-lite0",
+        keep_features=True,
     )
     run_study(generator, draw, compressors(stages), images, output / folder.name, settings)
 
