@@ -70,15 +70,20 @@ class BucketIndex:
         sorted_keys, order = keys.sort(dim=1, stable=True)
         return cls(family, width, coordinates, keys, order, sorted_keys, capacity)
 
-    def blocks_of(self, queries: torch.Tensor) -> Iterator[Block]:
-        """Yield the distances of M x P queries to the members of their buckets."""
+    def nearest(self, queries: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find the nearest of the samples that share a bucket with each of M x P queries in any table.
+
+        Returns:
+            M x ``count`` ascending distances, `inf` where there are fewer, and the rows of the samples, -1 there.
+        """
         keys = self.family.keys(queries, self.width)[0]
         sorted_keys, order = keys.sort(dim=1)
-        yield from self._blocks(queries, sorted_keys, order, others=False)
+        return _smallest(count, self._blocks(queries, sorted_keys, order, others=False), queries, len(keys))
 
-    def blocks_of_others(self) -> Iterator[Block]:
-        """Yield the distances of the indexed samples to the other members of their buckets."""
-        yield from self._blocks(self.coordinates, self.sorted_keys, self.order, others=True)
+    def nearest_others(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find the same for the indexed samples themselves among the others."""
+        blocks = self._blocks(self.coordinates, self.sorted_keys, self.order, others=True)
+        return _smallest(count, blocks, self.coordinates, len(self.keys))
 
     def _blocks(
         self, queries: torch.Tensor, sorted_keys: torch.Tensor, order: torch.Tensor, others: bool
@@ -125,33 +130,24 @@ class BucketIndex:
         return tasks[members > 0]
 
 
-def smallest_distinct(
-    count: int, blocks: Iterable[tuple[Block, torch.Tensor]], num_queries: int, index: BucketIndex
+def _smallest(
+    count: int, blocks: Iterable[Block], queries: torch.Tensor, num_tables: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find for each query the smallest of some values over all tables, members met in several tables counted once.
-
-    Args:
-        count: How many values to return.
-        blocks: Blocks with B x Q x S values that depend on query and member alone; `inf` where there is none.
-        num_queries: M.
-        index: Where the blocks come from.
-
-    Returns:
-        M x ``count`` ascending values, `inf` where there are fewer, and the rows of their members.
-    """
-    shape = (num_queries, len(index.keys), count)
-    values = index.coordinates.new_full(shape, math.inf)
-    members = torch.full(shape, -1, device=values.device)
-    for block, block_values in blocks:
-        smallest = block_values.topk(min(count, block_values.shape[-1]), dim=-1, largest=False)
-        ids = block.members[:, None, :].expand_as(block_values).gather(-1, smallest.indices)
+    """Return the ``count`` smallest distances of each query in all blocks, and whose they are, each member once."""
+    shape = (len(queries), num_tables, count)
+    values = queries.new_full(shape, math.inf)
+    members = torch.full(shape, -1, device=queries.device)
+    for block in blocks:
+        smallest = block.squared_distances.topk(min(count, block.squared_distances.shape[-1]), dim=-1, largest=False)
+        ids = block.members[:, None, :].expand_as(block.squared_distances).gather(-1, smallest.indices)
         rows = block.queries[block.is_query]
         tables = block.table[:, None].expand_as(block.queries)[block.is_query]
         values[rows, tables, : ids.shape[-1]] = smallest.values[block.is_query]
         members[rows, tables, : ids.shape[-1]] = ids[block.is_query]
     parts = zip(torch.split(values, ROWS_MERGED), torch.split(members, ROWS_MERGED), strict=True)
     merged = [_merge_tables(v.flatten(1), m.flatten(1), count) for v, m in parts]
-    return torch.cat([v for v, _ in merged]), torch.cat([m for _, m in merged])
+    distances, found = torch.cat([v for v, _ in merged]).sqrt(), torch.cat([m for _, m in merged])
+    return distances, found.masked_fill(distances.isinf(), -1)
 
 
 def _merge_tables(values: torch.Tensor, members: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

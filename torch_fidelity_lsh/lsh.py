@@ -9,23 +9,19 @@ support as dense ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from torch_fidelity_lsh.calibration import Evidence, Verdict
+from torch_fidelity_lsh.calibration import LOOSE_QUORUM, QUORUM, Evidence, Verdict, memberships, repetition
 from torch_fidelity_lsh.config import ResolvedConfig
 from torch_fidelity_lsh.hashing import HashFamily, occupancy, others_in_bucket, rounded
 
 NUM_WIDTHS = 8
 COARSE_OCCUPANCY = 0.97
-QUORUM = 0.5  # share of the left-out samples that may fail the test; more tell samples off the manifold apart better
-# Nearly all samples of the set pass this second test, and none far away: samples piled up in a dense spot cannot pay
-# for others that lie outside.
-COARSE_QUORUM = 0.05
 OUTLIER_OCCUPANCY = 0.1  # of a sample's coarsest buckets; with less company it is an outlier
 NUM_TABLE_GROUPS = 8
+REPETITION_TABLES = 4
 MEAN_UNIT = 2.0**-12
 
 
@@ -69,12 +65,14 @@ class BucketSupport:
         closeness = torch.stack([occupancy(c, share_left_out) for c in counts_left_out]).sum((0, 1))
         company = _Company.meet(buckets, closeness, found, counts, share)
         company_left_out = _Company.meet(buckets, closeness, found_left_out, counts_left_out, share_left_out, True)
+        groups = range(company.num_groups) if company.num_groups > 1 else ()
+        finest = assessed_keys[0][:REPETITION_TABLES], support_keys[0][:REPETITION_TABLES]
         return Verdict(
-            memberships=_memberships(company.excess(), company_left_out.excess()),
-            evidence=[
-                _evidence(company.excess, company_left_out.excess, QUORUM, company.num_groups),
-                _evidence(company.at_coarsest, company_left_out.at_coarsest, COARSE_QUORUM, company.num_groups),
-            ],
+            memberships=memberships(company.excess(), company_left_out.excess()),
+            strict=Evidence.of(company.excess(), company_left_out.excess(), QUORUM),
+            loose=Evidence.of(company.coarsest, company_left_out.coarsest, LOOSE_QUORUM),
+            repetition=repetition(*finest),
+            jackknife=[Evidence.of(company.excess(g), company_left_out.excess(g), QUORUM) for g in groups],
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -123,7 +121,7 @@ class _Company:
 
     Attributes:
         closeness: G x M occupancies of the samples' buckets, over all widths.
-        coarsest: G x M occupancies at the coarsest width alone.
+        coarsest: M occupancies at the coarsest width alone, of all tables; `-inf` where all those buckets are empty.
         met: G x M mean closeness (over all tables) of those met in the finest bucket that holds anyone.
         weight: G x M probabilities of meeting anyone; ``met`` is to be divided by it.
     """
@@ -167,7 +165,8 @@ class _Company:
             weight.append(_by_group(meeting))
         sums_by_group = (torch.stack(levels).sum(0) for levels in (all_occupied, met, weight))
         closeness_of_queries, met_total, weight_total = sums_by_group
-        return cls(closeness_of_queries, all_occupied[-1], met_total, weight_total)
+        coarsest = all_occupied[-1].sum(0)
+        return cls(closeness_of_queries, coarsest.masked_fill(coarsest == 0, -math.inf), met_total, weight_total)
 
     @property
     def num_groups(self) -> int:
@@ -180,11 +179,6 @@ class _Company:
         scale = self.num_groups / (self.num_groups - (without_group is not None))
         excess = scale * self._total(self.closeness, without_group) - self._total(self.met, without_group) / weight
         return excess.masked_fill(weight == 0, -math.inf)
-
-    def at_coarsest(self, without_group: int | None = None) -> torch.Tensor:
-        """Return the occupancy of each sample's coarsest buckets, `-inf` for one that is alone in all."""
-        total = self._total(self.coarsest, without_group)
-        return total.masked_fill(total == 0, -math.inf)
 
     def _total(self, groups: torch.Tensor, without_group: int | None) -> torch.Tensor:
         total = groups.sum(0)
@@ -201,28 +195,3 @@ def _by_group(per_table: torch.Tensor) -> torch.Tensor:
     tables = len(per_table)
     groups = max(g for g in range(1, NUM_TABLE_GROUPS + 1) if tables % g == 0)
     return per_table.view(groups, tables // groups, -1).sum(1)
-
-
-def _memberships(excess: torch.Tensor, excess_left_out: torch.Tensor) -> torch.Tensor:
-    """Return the share of left-out samples no closer than each sample, in parts of the quorum and at most 1."""
-    rank = torch.searchsorted(excess_left_out.sort().values, excess, right=True)
-    memberships = (rank / (QUORUM * len(excess_left_out))).double().clamp(max=1)
-    return memberships.masked_fill(excess == -math.inf, 0)
-
-
-def _evidence(
-    assessed: Callable[[int | None], torch.Tensor],
-    left_out: Callable[[int | None], torch.Tensor],
-    quorum: float,
-    num_groups: int,
-) -> Evidence:
-    """Test whether samples score at least the quantile ``quorum`` of the left-out ones, and better than `-inf`."""
-
-    def passed(without_group: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        scores, scores_left_out = assessed(without_group), left_out(without_group)
-        threshold = scores_left_out.kthvalue(1 + int(quorum * (len(scores_left_out) - 1))).values
-        reached, reached_left_out = (((s >= threshold) & (s > -math.inf)).double() for s in (scores, scores_left_out))
-        return reached, reached_left_out
-
-    jackknife = [passed(group) for group in range(num_groups)] if num_groups > 1 else []
-    return Evidence(*passed(None), jackknife)
