@@ -17,9 +17,17 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import pictures
 import report
 from board import Board, Store, run, write_atomically
+from real_features import extract, features_file
 
+SUITE_LEGEND = (
+    "Cells: property, then bounds (hypercube: value, then convergence). T passed, F failed; "
+    "H, L passed as a diversity that is high, or low, for generators too wide."
+)
+PROTOCOL_LEGEND = "T passed, F failed, with the deciding value, or with what a shape misses. -: has no such number."
+OURS = ("lsh", "lsh_knn")
 PACKAGES = ("torch-fidelity-lsh", "torch-fidelity", "torch", "numpy", "prdc", "scipy", "scikit-learn")
 
 
@@ -27,9 +35,12 @@ def main() -> None:
     """Run the benchmark."""
     args = parse_arguments()
     args.output.mkdir(parents=True, exist_ok=True)
-    board, store = Board(args.quick, args.repeats), Store(args.output / "measurements.jsonl")
+    features = features_file(args.output, args.data_root, args.quick)
+    board, store = Board(features, args.quick, args.repeats), Store(args.output / "measurements.jsonl")
     start = time.perf_counter()
     try:
+        if any(board.checks[name].source_data for name in args.only):
+            extract(features, args.data_root, args.quick)
         run(board, board.tasks(args.only, args.metrics), store, args.jobs)
     except KeyboardInterrupt:
         sys.exit("Interrupted. Measurements are kept; the same command goes on from here.")
@@ -38,7 +49,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    board = Board(quick=True)
+    board = Board(Path("features.npz"), quick=True)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/validity"), help="folder to write to")
     parser.add_argument("--data-root", type=Path, help="folder with MNIST/raw; scikit-learn's digits if not given")
@@ -54,11 +65,22 @@ def write_report(args: argparse.Namespace, board: Board, store: Store, seconds: 
     """Print the table and write everything."""
     checks = [board.checks[name] for name in args.only]
     metrics = [board.metrics[name] for name in args.metrics]
-    parts = []
-    if suite := [check for check in checks if check.name in report.SUITE_NAMES]:
-        parts += [report.suite_table(board, store, suite, metrics)]
-    parts += ["Failed:\n\n" + report.failures(board, store, checks, metrics)]
-    text = "\n\n".join(parts)
+    suite = [check for check in checks if check.name in report.SUITE_NAMES]
+    others = [check for check in checks if check not in suite]
+    sections = {}
+    if suite:
+        sections["Sanity suite"] = f"{SUITE_LEGEND}\n\n{report.suite_table(board, store, suite, metrics)}"
+    if others:
+        sections["Protocols and known mixtures"] = (
+            f"{PROTOCOL_LEGEND}\n\n{report.protocol_table(board, store, others, metrics)}"
+        )
+    if expensive := report.left_out(board, checks, metrics):
+        sections["* Too expensive, not measured"] = expensive
+    if ours := [metric for metric in metrics if metric.name in OURS]:
+        sections["Failed by ours"] = report.failures(board, store, checks, ours)
+    if args.quick:
+        sections["Quick run"] = "Few repeats, points and dimensions: borderline cells are noise."
+    text = "\n\n".join(f"## {title}\n\n{body}" for title, body in sections.items())
     print(text)
     protocol = {
         "quick": args.quick,
@@ -73,6 +95,8 @@ def write_report(args: argparse.Namespace, board: Board, store: Store, seconds: 
     results = {"protocol": protocol, "results": report.to_json(board, store, checks, metrics)}
     write_atomically(args.output / "results.json", json.dumps(results, indent=1) + "\n")
     write_atomically(args.output / "table.md", text + "\n")
+    for path in pictures.draw_all(board, store, args.output):
+        print(f"Picture: {path}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ MODE_DEVIATIONS = {1: 1 / 6, 8: 1 / 3, 64: 1.0}
 OVERLAP = 0.2
 # The 0.95 quantile of the published 50 points.
 ALMOST_ALL = 47 / 49
-Draw = Callable[[Group, float, Streams], tuple[np.ndarray, np.ndarray]]
 
 
 def both(*rules: Rule) -> dict[str, Judge]:
