@@ -27,7 +27,6 @@ SUITE_LEGEND = (
     "H, L passed as a diversity that is high, or low, for generators too wide."
 )
 PROTOCOL_LEGEND = "T passed, F failed, with the deciding value, or with what a shape misses. -: has no such number."
-OURS = ("lsh", "lsh_knn")
 PACKAGES = ("torch-fidelity-lsh", "torch-fidelity", "torch", "numpy", "prdc", "scipy", "scikit-learn")
 
 
@@ -76,7 +75,7 @@ def write_report(args: argparse.Namespace, board: Board, store: Store, seconds: 
         )
     if expensive := report.left_out(board, checks, metrics):
         sections["* Too expensive, not measured"] = expensive
-    if ours := [metric for metric in metrics if metric.name in OURS]:
+    if ours := [metric for metric in metrics if metric.ours]:
         sections["Failed by ours"] = report.failures(board, store, checks, ours)
     if args.quick:
         sections["Quick run"] = "Few repeats, points and dimensions: borderline cells are noise."

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,12 +51,12 @@ class Board:
     @property
     def checks(self) -> dict[str, Check]:
         """All checks by name."""
-        return {check.name: check for check in (*SUITE, *PROTOCOLS, *real_checks(self.features))}
+        return _checks(self.features)
 
     @property
     def metrics(self) -> dict[str, Metric]:
         """All metrics by name."""
-        return {metric.name: metric for metric in METRICS}
+        return _metrics()
 
     def repeats_of(self, check: Check) -> int:
         """Return the number of draws of a check."""
@@ -67,7 +68,7 @@ class Board:
             Task(check, metric, repeat)
             for check in checks
             for metric in metrics
-            if self.metrics[metric].randomized or not self.checks[check].same_data
+            if self.metrics[metric].ours or not self.checks[check].ours_only
             for repeat in range(self.repeats_of(self.checks[check]))
         ]
         return sorted(tasks, key=lambda task: task.repeat)
@@ -144,6 +145,16 @@ class Board:
             for x in sweep
             if check.size(group, x)[0] ** 2 * (check.size(group, x)[1] + 100) > metric.max_cost
         ]
+
+
+@lru_cache
+def _checks(features: Path) -> dict[str, Check]:
+    return {check.name: check for check in (*SUITE, *PROTOCOLS, *real_checks(features))}
+
+
+@lru_cache
+def _metrics() -> dict[str, Metric]:
+    return {metric.name: metric for metric in METRICS}
 
 
 class Store:

@@ -51,7 +51,8 @@ class Check:
         repeats: Draws of the data, full and quick.
         standardized: Whether both sides are scaled by mean and deviation of the real samples.
         size: (group, point) to number of samples and dimension, where they may be too many for some metrics.
-        same_data: Whether repeats differ in the metric's seed alone; only metrics that have one are measured.
+        same_data: Whether repeats differ in the metric's seed alone.
+        ours_only: Whether it is about seeds or intervals, which the published metrics do not have.
         source_data: Name of the real data that it draws from.
     """
 
@@ -65,6 +66,7 @@ class Check:
     standardized: bool = True
     size: Callable[[Group, float], tuple[int, int]] = field(default=lambda group, x: (1, 1))
     same_data: bool = False
+    ours_only: bool = False
     source_data: str = ""
 
     def data(self, group: Group, x: float, repeat: int) -> tuple[np.ndarray, np.ndarray]:

@@ -86,7 +86,7 @@ def real_checks(path: Path) -> tuple[Check, ...]:
 
     def draw_halves(group: Group, x: float, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
         features = _load(path)["features"]
-        order = streams("split").permutation(len(features))[:4000]
+        order = streams("split").permutation(len(features))[: min(4000, len(features) // 2)]
         one, other = np.array_split(features[order], 2)
         return one, other
 
@@ -100,7 +100,13 @@ def real_checks(path: Path) -> tuple[Check, ...]:
         return generated, others[streams("split").permutation(len(others))[: len(generated)]]
 
     def check(
-        name: str, title: str, points: Sequence[float], draw: Draw, cells: Cells, repeats: tuple[int, int] = (5, 1)
+        name: str,
+        title: str,
+        points: Sequence[float],
+        draw: Draw,
+        cells: Cells,
+        repeats: tuple[int, int] = (5, 1),
+        **options: bool,
     ) -> Check:
         return Check(
             name,
@@ -111,6 +117,7 @@ def real_checks(path: Path) -> tuple[Check, ...]:
             repeats=repeats,
             standardized=False,
             source_data=path.stem,
+            **options,
         )
 
     error = at_most(0.1, mixture_error)
@@ -145,5 +152,6 @@ def real_checks(path: Path) -> tuple[Check, ...]:
             draw_halves,
             {"share of halves": both_numbers(interval_coverage)},
             repeats=(100, 10),
+            ours_only=True,
         ),
     )

@@ -14,7 +14,7 @@ from criteria import Curve
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-SHOWN = ("lsh", "lsh_knn", "knn", "clipped")
+SHOWN = {"lsh": "lsh", "lsh_knn": "lsh_knn", "knn": "kNN (k = 3)", "clipped": "Clipped (K = 5)"}
 OUTLIERS = {"none": ("black", "-"), "real": ("tab:orange", "--"), "generated": ("tab:blue", ":")}
 COLORS = dict(zip(SHOWN, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=True))
 
@@ -43,7 +43,11 @@ def draw_outlier(board: Board, store: Store, folder: Path) -> Path | None:
                     color, style = OUTLIERS[outlier]
                     panel.plot(curve.x, curve.y, style, color=color, marker=".", label=f"outlier: {outlier}")
     axes[0, 0].legend(fontsize=8)
-    figure.suptitle("Mean shift in 8 dimensions, one of 1000 samples an outlier: the curves should coincide")
+    figure.suptitle(
+        "Mean shift in 8 dimensions with one of 1000 samples an outlier (real: at 9, generated: at -9): "
+        "the curves should coincide",
+        fontsize=11,
+    )
     return _save(figure, folder / "outlier.png")
 
 
@@ -103,7 +107,7 @@ def _panels(metrics: Sequence[str] | dict, xlabel: str) -> tuple[plt.Figure, np.
         layout="constrained",
     )
     for column, name in zip(axes.T, metrics, strict=True):
-        column[0].set_title(name)
+        column[0].set_title(SHOWN[name])
         column[1].set_xlabel(xlabel, fontsize=8)
         for panel in column:
             panel.grid(alpha=0.3)

@@ -102,7 +102,8 @@ def draw_bad(group: Group, x: float, streams: Streams) -> tuple[np.ndarray, np.n
 
 def draw_bad_alike(group: Group, x: float, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
     """A13: the same share x of both sides is."""
-    sides = [throw_out(normal(streams(side), 5000, 32), x, streams(x, side, "bad")) for side in ("generated", "real")]
+    (n,) = group
+    sides = [throw_out(normal(streams(side), n, 32), x, streams(x, side, "bad")) for side in ("generated", "real")]
     return sides[0], sides[1]
 
 
@@ -221,9 +222,10 @@ PROTOCOLS = (
     Check(
         "bad_alike",
         "A13 the same share far outside on both sides",
-        lambda quick: {(): [0, 0.03] if quick else [0, 0.01, 0.02, 0.03]},
+        lambda quick: {(1000,): [0, 0.03]} if quick else {(5000,): [0, 0.01, 0.02, 0.03]},
         draw_bad_alike,
         {"range": both_numbers(at_most(0.05, lambda curve: float(np.ptp(curve.y))))},
+        labels=("n",),
         repeats=(2, 1),
         standardized=False,
     ),
@@ -236,5 +238,6 @@ PROTOCOLS = (
         repeats=(20, 5),
         standardized=False,
         same_data=True,
+        ours_only=True,
     ),
 )
