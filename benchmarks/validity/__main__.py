@@ -43,6 +43,8 @@ def main() -> None:
         run(board, board.tasks(args.only, args.metrics), store, args.jobs)
     except KeyboardInterrupt:
         sys.exit("Interrupted. Measurements are kept; the same command goes on from here.")
+    except FileNotFoundError as error:
+        sys.exit(str(error))
     write_report(args, board, store, time.perf_counter() - start)
 
 
@@ -55,9 +57,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="short sweeps, few repeats: minutes, and a rough picture")
     parser.add_argument("--only", nargs="+", choices=board.checks, default=list(board.checks), metavar="CHECK")
     parser.add_argument("--metrics", nargs="+", choices=board.metrics, default=list(board.metrics), metavar="NAME")
-    parser.add_argument("--repeats", type=int, help="at most so many draws of each check's data")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, each with one thread")
+    parser.add_argument("--repeats", type=positive, help="at most so many draws of each check's data")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count() or 1, help="processes, each with one thread")
     return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    """Read a number of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
+    return number
 
 
 def write_report(args: argparse.Namespace, board: Board, store: Store, seconds: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ class Board:
 
     def repeats_of(self, check: Check) -> int:
         """Return the number of draws of a check."""
-        return min(self.repeats or sys.maxsize, check.repeats[self.quick])
+        return min(filter(None, (self.repeats, check.repeats[self.quick])))
 
     def tasks(self, checks: Sequence[str], metrics: Sequence[str]) -> list[Task]:
         """Return all measurements of some checks and metrics, the first repeat of each first."""
