@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pictures
 import report
+import torch
 from board import Board, Store, run, write_atomically
 from real_features import extract, features_file
 
@@ -39,6 +40,7 @@ def main() -> None:
     start = time.perf_counter()
     try:
         if any(board.checks[name].source_data for name in args.only):
+            torch.set_num_threads(args.jobs)
             extract(features, args.data_root, args.quick)
         run(board, board.tasks(args.only, args.metrics), store, args.jobs)
     except KeyboardInterrupt:
