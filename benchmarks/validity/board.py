@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ import torch
 from checks import NUMBERS, Check, seed_of
 from columns import METRICS, Metric, to_tensors
 from criteria import Curve, Group, Outcome
+from mixtures import real_checks
+from protocols import PROTOCOLS
 from suite import SUITE
 from tqdm import tqdm
 
@@ -36,26 +38,28 @@ class Board:
     """The checks and metrics of one run.
 
     Attributes:
+        features: File with features of real images; must exist when checks that need it are measured.
         quick: Whether sweeps are short and repeats few.
         repeats: Largest number of repeats, where fewer than the checks' own are wanted.
     """
 
+    features: Path
     quick: bool
     repeats: int | None = None
 
     @property
     def checks(self) -> dict[str, Check]:
         """All checks by name."""
-        return {check.name: check for check in SUITE}
+        return _checks(self.features)
 
     @property
     def metrics(self) -> dict[str, Metric]:
         """All metrics by name."""
-        return {metric.name: metric for metric in METRICS}
+        return _metrics()
 
     def repeats_of(self, check: Check) -> int:
         """Return the number of draws of a check."""
-        return min(self.repeats or sys.maxsize, check.repeats[self.quick])
+        return min(filter(None, (self.repeats, check.repeats[self.quick])))
 
     def tasks(self, checks: Sequence[str], metrics: Sequence[str]) -> list[Task]:
         """Return all measurements of some checks and metrics, the first repeat of each first."""
@@ -63,7 +67,7 @@ class Board:
             Task(check, metric, repeat)
             for check in checks
             for metric in metrics
-            if self.metrics[metric].randomized or not self.checks[check].randomized_only
+            if self.metrics[metric].ours or not self.checks[check].ours_only
             for repeat in range(self.repeats_of(self.checks[check]))
         ]
         return sorted(tasks, key=lambda task: task.repeat)
@@ -93,12 +97,23 @@ class Board:
         result = metric.measure(generated, real, seed_of(task.check, task.repeat, "metric"))
         return {**result._asdict(), "seconds": round(time.perf_counter() - start, 4)}
 
-    def curves(self, store: Store, check: Check, metric: Metric) -> dict[str, list[Curve]]:
-        """Return what is measured of a check by number, nothing if a repeat is missing."""
+    def _points(self, store: Store, check: Check, metric: Metric) -> list[list[Row]] | None:
+        """Return the measured points of all repeats, `None` if a repeat is missing."""
         keys = [self.key(Task(check.name, metric.name, repeat)) for repeat in range(self.repeats_of(check))]
         if not all(key in store.rows for key in keys):
+            return None
+        return [[p for p in store.rows[key]["points"] if "too_expensive" not in p] for key in keys]
+
+    def seconds(self, store: Store, check: Check, metric: Metric) -> float | None:
+        """Return the time of all sweeps of one repeat, on average."""
+        repeats = self._points(store, check, metric)
+        return None if repeats is None else sum(p["seconds"] for repeat in repeats for p in repeat) / len(repeats)
+
+    def curves(self, store: Store, check: Check, metric: Metric) -> dict[str, list[Curve]]:
+        """Return what is measured of a check by number, nothing if a repeat is missing."""
+        repeats = self._points(store, check, metric)
+        if repeats is None:
             return {}
-        repeats = [[p for p in store.rows[key]["points"] if "too_expensive" not in p] for key in keys]
         curves: dict[str, list[Curve]] = {number: [] for number in NUMBERS}
         for group in check.grid(self.quick):
             points = [[p for p in repeat if tuple(p["group"]) == group] for repeat in repeats]
@@ -129,6 +144,16 @@ class Board:
             for x in sweep
             if check.size(group, x)[0] ** 2 * (check.size(group, x)[1] + 100) > metric.max_cost
         ]
+
+
+@lru_cache
+def _checks(features: Path) -> dict[str, Check]:
+    return {check.name: check for check in (*SUITE, *PROTOCOLS, *real_checks(features))}
+
+
+@lru_cache
+def _metrics() -> dict[str, Metric]:
+    return {metric.name: metric for metric in METRICS}
 
 
 class Store:
@@ -172,19 +197,15 @@ def run(board: Board, tasks: Sequence[Task], store: Store, jobs: int) -> None:
 def _rows(board: Board, tasks: Sequence[Task], jobs: int) -> Iterator[Row]:
     if jobs == 1:
         torch.set_num_threads(1)
-        yield from map(board.measure, tasks)
-        return
+        return map(board.measure, tasks)
+    return in_processes(board, tasks, jobs)
+
+
+def in_processes(board: Board, tasks: Sequence[Task], jobs: int) -> Iterator[Row]:
+    """Measure in processes of one thread each, which end with the iteration, however it ends."""
     # Not fork: the threads of torch do not survive one.
     with multiprocessing.get_context("spawn").Pool(jobs, _start_worker) as pool:
-        yield from pool.imap_unordered(_Measure(board), tasks)
-
-
-@dataclass(frozen=True)
-class _Measure:
-    board: Board
-
-    def __call__(self, task: Task) -> Row:
-        return self.board.measure(task)
+        yield from pool.imap_unordered(board.measure, tasks)
 
 
 def _start_worker() -> None:

@@ -16,6 +16,7 @@ NUMBERS = ("fidelity", "diversity")
 
 # The points of each sweep, by what stays fixed along it.
 Grid = Mapping[Group, Sequence[float]]
+Draw = Callable[[Group, float, "Streams"], tuple[np.ndarray, np.ndarray]]
 # By name of the cell, then of the number.
 Cells = Mapping[str, Mapping[str, Judge]]
 
@@ -50,23 +51,27 @@ class Check:
         repeats: Draws of the data, full and quick.
         standardized: Whether both sides are scaled by mean and deviation of the real samples.
         size: (group, point) to number of samples and dimension, where they may be too many for some metrics.
-        randomized_only: Whether only metrics that depend on a seed are measured.
+        same_data: Whether repeats differ in the metric's seed alone.
+        ours_only: Whether it is about seeds or intervals, which the published metrics do not have.
+        source_data: Name of the real data that it draws from.
     """
 
     name: str
     title: str
     grid: Callable[[bool], Grid]
-    draw: Callable[[Group, float, Streams], tuple[np.ndarray, np.ndarray]]
+    draw: Draw
     cells: Cells
     labels: tuple[str, ...] = ()
-    repeats: tuple[int, int] = (10, 2)
+    repeats: tuple[int, int] = (10, 1)
     standardized: bool = True
     size: Callable[[Group, float], tuple[int, int]] = field(default=lambda group, x: (1, 1))
-    randomized_only: bool = False
+    same_data: bool = False
+    ours_only: bool = False
+    source_data: str = ""
 
     def data(self, group: Group, x: float, repeat: int) -> tuple[np.ndarray, np.ndarray]:
         """Return generated and real samples of one point."""
-        generated, real = self.draw(group, x, Streams(self.name, repeat))
+        generated, real = self.draw(group, x, Streams(self.name, 0 if self.same_data else repeat))
         if self.standardized:
             mean, deviation = real.mean(0), real.std(0)
             deviation[deviation == 0] = 1
@@ -79,8 +84,8 @@ class Check:
 
     @cached_property
     def source(self) -> str:
-        """Digest of the module that draws the data."""
-        return digest(Path(sys.modules[self.draw.__module__].__file__))
+        """Digest of the module that draws the data, and the name of these."""
+        return digest(Path(sys.modules[self.draw.__module__].__file__)) + self.source_data
 
 
 def digest(*paths: Path) -> str:

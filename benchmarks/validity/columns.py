@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -37,23 +36,17 @@ class Metric:
         name: Under which it is asked for and kept.
         title: Names of fidelity and diversity.
         measure: (generated, real, seed) to measurement.
-        files: Whose change makes earlier measurements invalid.
+        source: Digest of the code; earlier measurements by other code do not count.
         max_cost: Largest number of samples squared times (dimension + 100) that is measured.
-        randomized: Whether it depends on the seed.
+        ours: Whether it is this project's.
     """
 
     name: str
     title: tuple[str, str]
     measure: Callable[[Tensor, Tensor, int], Measurement]
-    files: tuple[Path, ...]
+    source: str
     max_cost: float = float("inf")
-    randomized: bool = False
-
-    @cached_property
-    def source(self) -> str:
-        """Digest of the code and of the packages it rests on."""
-        packages = "-".join(version(name) for name in ("torch-fidelity", "prdc"))
-        return f"{digest(*self.files)}-{packages}"
+    ours: bool = False
 
 
 def _ours(name: str, title: tuple[str, str], function: Callable[..., PrecisionRecall]) -> Metric:
@@ -62,8 +55,9 @@ def _ours(name: str, title: tuple[str, str], function: Callable[..., PrecisionRe
         intervals = [_interval(result, side) for side in ("precision", "recall")]
         return Measurement(result.precision, result.recall, *intervals)
 
-    files = tuple(sorted(Path(torch_fidelity_lsh.__file__).parent.glob("*.py")))
-    return Metric(name, title, measure, files, randomized=True)
+    # Read now: this is the code that is imported, whatever is edited while it measures.
+    source = digest(*sorted(Path(torch_fidelity_lsh.__file__).parent.glob("*.py")))
+    return Metric(name, title, measure, source, ours=True)
 
 
 def _interval(result: PrecisionRecall, side: str) -> Interval:
@@ -78,7 +72,8 @@ def _peer(name: str, title: tuple[str, str], function: Callable[[Tensor, Tensor]
         return Measurement(*function(generated, real))
 
     # 10,000 samples a side in 200 dimensions; time and memory grow with the square.
-    return Metric(name, title, measure, (Path(peers.__file__),), max_cost=3e10)
+    source = "-".join([digest(Path(peers.__file__)), version("torch-fidelity"), version("prdc")])
+    return Metric(name, title, measure, source, max_cost=3e10)
 
 
 METRICS = (

@@ -68,7 +68,7 @@ class Outcome:
     @property
     def passed(self) -> bool:
         """Whether all rules are kept, rounding aside."""
-        return self.excess <= 1e-9
+        return bool(self.excess <= 1e-9)
 
 
 # Judges all curves of one number; None: the metric does not give what is judged.
@@ -95,15 +95,31 @@ def either(**judges: Judge) -> Judge:
     return judge
 
 
+def worst_within(target: float, tolerance: float) -> Judge:
+    """Return a judge that wants all points near `target`, and reports the furthest."""
+
+    def judge(curves: Sequence[Curve]) -> Outcome:
+        points = [(y, f"{curve.label}: {x:g}") for curve in curves for x, y in zip(curve.x, curve.y, strict=True)]
+        value, where = max(points, key=lambda point: abs(point[0] - target))
+        return Outcome(abs(value - target) - tolerance, where, value=float(value))
+
+    return judge
+
+
+def at_most(limit: float, measure: Callable[[Curve], float]) -> Judge:
+    """Return a judge that wants a measure of each curve to be small, and reports the largest."""
+
+    def judge(curves: Sequence[Curve]) -> Outcome:
+        value, where = max((measure(curve), curve.label) for curve in curves)
+        return Outcome(value - limit, where, value=value)
+
+    return judge
+
+
 def close(target: float, x: float, tolerance: float = NEAR) -> Rule:
     """Near `target` at `x`."""
     place = {START: "start", END: "end"}.get(x, f"{x:g}")
     return Rule(f"{target:g} at {place}", lambda curve: abs(curve.at(x) - target) - tolerance)
-
-
-def close_everywhere(target: float, tolerance: float = NEAR) -> Rule:
-    """Near `target` all along."""
-    return Rule(f"{target:g} everywhere", lambda curve: float(np.abs(curve.y - target).max()) - tolerance)
 
 
 def bell(middle: float) -> Rule:

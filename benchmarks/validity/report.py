@@ -37,6 +37,43 @@ def _letter(outcome: Outcome | None) -> str:
     return LETTERS[outcome.kind] if outcome.passed else "F"
 
 
+def protocol_table(board: Board, store: Store, checks: Sequence[Check], metrics: Sequence[Metric]) -> str:
+    """Return verdict and deciding value of every other cell."""
+    titles = [title for metric in metrics for title in metric.title]
+    rows = []
+    for check in checks:
+        judged = [board.judge(store, check, metric) for metric in metrics]
+        for cell in check.cells:
+            entries = [
+                _entry(outcomes.get(cell, {}).get(number), bool(board.too_expensive(check, metric)))
+                for metric, outcomes in zip(metrics, judged, strict=True)
+                for number in NUMBERS
+            ]
+            rows.append([f"{check.title}: {cell}", *entries])
+    return table(["check", *titles], rows)
+
+
+def _entry(outcome: Outcome | None, incomplete: bool) -> str:
+    """Return letter and value; a failed shape shows by how much it misses instead."""
+    if outcome is None:
+        return "- *" if incomplete else "-"
+    if outcome.value is not None:
+        number = f" {outcome.value:.3f}"
+    else:
+        number = "" if outcome.passed else f" by {outcome.excess:.2f}"
+    return _letter(outcome) + number + (" *" if incomplete else "")
+
+
+def left_out(board: Board, checks: Sequence[Check], metrics: Sequence[Metric]) -> str:
+    """Return which points were too expensive for which metrics, one line each."""
+    lines = []
+    for check in checks:
+        for metric in metrics:
+            if points := board.too_expensive(check, metric):
+                lines.append(f"- {metric.name}, {check.title}: {'; '.join(points)}")
+    return "\n".join(lines)
+
+
 def failures(board: Board, store: Store, checks: Sequence[Check], metrics: Sequence[Metric]) -> str:
     """Return by how much each number fails which rule."""
     rows = []
@@ -84,6 +121,7 @@ def to_json(board: Board, store: Store, checks: Sequence[Check], metrics: Sequen
                             }
                             for curve in curves.get(number, [])
                         ],
+                        "seconds": board.seconds(store, check, metric),
                         "too_expensive": board.too_expensive(check, metric),
                     }
                 )

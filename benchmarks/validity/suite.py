@@ -37,7 +37,6 @@ MODE_DEVIATIONS = {1: 1 / 6, 8: 1 / 3, 64: 1.0}
 OVERLAP = 0.2
 # The 0.95 quantile of the published 50 points.
 ALMOST_ALL = 47 / 49
-Draw = Callable[[Group, float, Streams], tuple[np.ndarray, np.ndarray]]
 
 
 def both(*rules: Rule) -> dict[str, Judge]:
@@ -51,8 +50,9 @@ def by_dimension(dimensions: tuple[int, ...], points: Callable[[int, bool], list
 
 
 def spread(end: float, quick: bool) -> list[float]:
-    """Return points from -end to end, 0 among them."""
-    return np.linspace(-end, end, 5 if quick else 11).tolist()
+    """Return points from -end to end, those next to the middle where an asymmetric peak would be."""
+    half = (0.4, 1) if quick else (0.04, 0.2, 0.4, 0.6, 1)
+    return [end * x for x in (*(-x for x in reversed(half)), 0, *half)]
 
 
 def sizes(quick: bool) -> list[float]:
