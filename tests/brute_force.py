@@ -9,7 +9,7 @@ from torch_fidelity_lsh import LSHConfig
 from torch_fidelity_lsh.calibration import DECISIVE, LOOSE_QUORUM, NOTICED, QUORUM
 from torch_fidelity_lsh.coordinates import UNIT, Coordinates
 from torch_fidelity_lsh.hashing import DIRECTION_UNIT, PROBABILITY_UNIT, HashFamily
-from torch_fidelity_lsh.lsh import MEAN_UNIT, OUTLIER_OCCUPANCY, REPETITION_TABLES
+from torch_fidelity_lsh.lsh import CROWDING_TABLES, MEAN_UNIT, OUTLIER_OCCUPANCY
 from torch_fidelity_lsh.lsh_knn import BUCKET_CAPACITY, FAR
 
 
@@ -70,10 +70,10 @@ def _lsh_side(assessed, support, family, widths, matched):
     strict_left_out = [excess(keys_of(keys_s, i), i) for i in range(n)]
     loose = [coarsest(keys_of(keys_a, i)) for i in range(len(assessed))]
     loose_left_out = [coarsest(keys_of(keys_s, i), i) for i in range(n)]
-    tables = range(REPETITION_TABLES)
-    labels = [[[key[t] for key in keys[0]] for t in tables] for keys in (keys_a, keys_s)]
+    crowding = _collisions(keys_a[0], range(CROWDING_TABLES)) - _collisions(keys_s[0], tables)
     ratios = _ratio(strict, strict_left_out, QUORUM), _ratio(loose, loose_left_out, LOOSE_QUORUM)
-    return _value(*ratios, _repetition(*labels), len(assessed), n), _memberships(strict, strict_left_out)
+    repetition = 1 + (len(assessed) - 1) * max(0, crowding)
+    return _value(*ratios, repetition, len(assessed), n), _memberships(strict, strict_left_out)
 
 
 def _ratio(scores, left_out, quorum):
@@ -87,19 +87,15 @@ def _memberships(scores, left_out):
     return [min(1, r / QUORUM) * (s > -math.inf) for r, s in zip(ranks, scores, strict=True)]
 
 
-def _repetition(labels, labels_of_support):
-    """Return the expected number of samples that count as one."""
-
-    def in_common(tables):
-        pairs = [a == b for labels in tables for i, a in enumerate(labels) for j, b in enumerate(labels) if i != j]
-        return np.mean(pairs)
-
-    return 1 + (len(labels[0]) - 1) * max(0, in_common(labels) - in_common(labels_of_support))
+def _collisions(keys, tables):
+    """Return the share of pairs that agree in a table."""
+    pairs = [(i, j) for i in range(len(keys)) for j in range(len(keys)) if i != j]
+    return np.mean([keys[i][t] == keys[j][t] for i, j in pairs for t in tables])
 
 
 def _value(strict, loose, repetition, num_assessed, num_left_out):
     strict, loose = min(1, strict), min(1, loose)
-    noise = math.sqrt(QUORUM / (1 - QUORUM) * (repetition / num_assessed + 1 / num_left_out))
+    noise = math.sqrt(QUORUM / (1 - QUORUM) * repetition * (1 / num_assessed + 1 / num_left_out))
     share = np.clip(((loose - strict) / noise - NOTICED) / (DECISIVE - NOTICED), 0, 1)
     return loose - share * max(0, loose - strict)
 
@@ -152,9 +148,20 @@ def _knn_side(assessed, support, family, width, matched, k):
     found = [nearest(point, key) for point, key in zip(assessed, keys_a, strict=True)]
     scores = [-remoteness(each) for each in found]
     left_out = [-remoteness(each, i) for i, each in enumerate(near)]
-    labels = [[[each[0][1] if each else -1 - i for i, each in enumerate(all_)]] for all_ in (found, near)]
+    first = [[(each[0][1] if each else -1 - i,) for i, each in enumerate(all_)] for all_ in (found, near)]
+    tables = range(len(keys_a[0]))
+    crowding = [
+        _collisions(keys_a, tables) - _collisions(keys_s, tables),
+        _collisions(first[0], [0]) - _collisions(first[1], [0]),
+    ]
+    threshold = sorted(left_out)[int(QUORUM * (matched - 1))] - 1e-9
+    passed = [score >= threshold and score > -math.inf for score in left_out]
+    pairs = [(passed[i], passed[j]) for i in range(matched) for _, j in near[i][:k]]
+    share = np.mean(passed)
+    agreement = (np.mean([a and b for a, b in pairs]) - share**2) / (share * (1 - share)) if 0 < share < 1 else 0
+    repetition = 1 + k * (max(0, agreement) + (len(assessed) - 1) * max(0, min(crowding)))
     ratios = (_ratio(scores, left_out, quorum) for quorum in (QUORUM, LOOSE_QUORUM))
-    return _value(*ratios, _repetition(*labels), len(assessed), matched), _memberships(scores, left_out)
+    return _value(*ratios, repetition, len(assessed), matched), _memberships(scores, left_out)
 
 
 def _prepare(metric, generated, real, config: LSHConfig):
@@ -169,13 +176,13 @@ def _prepare(metric, generated, real, config: LSHConfig):
 def _keys(family, points, width):
     """Return for each point a list with the tuple of K cells of each table."""
     directions = family.directions.long().numpy().astype(object)
-    scale = width / (UNIT * DIRECTION_UNIT)
+    scale = UNIT * DIRECTION_UNIT / width
     tables, hashes = family.offsets.shape
     offsets = family.offsets.flatten().tolist()
     keys = []
     for point in points:
         projected = np.array(point, dtype=object) @ directions
-        cells = [math.floor(float(p) / scale + b) for p, b in zip(projected, offsets, strict=True)]
+        cells = [math.floor(float(p) * scale + b) for p, b in zip(projected, offsets, strict=True)]
         keys.append([tuple(cells[t * hashes : (t + 1) * hashes]) for t in range(tables)])
     return keys
 

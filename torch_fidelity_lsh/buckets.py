@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from torch_fidelity_lsh.coordinates import content_hash
-from torch_fidelity_lsh.hashing import HashFamily
+from torch_fidelity_lsh.hashing import Buckets, HashFamily
 
 BLOCK_ELEMENTS = 2**21  # of coordinates gathered and distances computed at a time
 QUERIES_IN_BLOCK = 64
@@ -46,18 +46,14 @@ class BucketIndex:
         family: The hash functions.
         width: Bucket width.
         coordinates: N x P.
-        keys: L x N.
-        order: L x N rows sorted by key.
-        sorted_keys: L x N keys in that order.
+        buckets: Those of the samples.
         capacity: Members searched in a bucket, at most.
     """
 
     family: HashFamily
     width: float
     coordinates: torch.Tensor
-    keys: torch.Tensor
-    order: torch.Tensor
-    sorted_keys: torch.Tensor
+    buckets: Buckets
     capacity: int
 
     @classmethod
@@ -66,36 +62,35 @@ class BucketIndex:
     ) -> BucketIndex:
         """Index ``num_samples`` of the N x P coordinates, chosen pseudo-randomly where there are more."""
         coordinates = coordinates[content_hash(coordinates).argsort(stable=True)[:num_samples]]
-        keys = family.keys(coordinates, width)[0]
-        sorted_keys, order = keys.sort(dim=1, stable=True)
-        return cls(family, width, coordinates, keys, order, sorted_keys, capacity)
+        return cls(family, width, coordinates, Buckets.of(family.keys(coordinates, width)[0]), capacity)
 
-    def nearest(self, queries: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def nearest(self, queries: torch.Tensor, buckets: Buckets, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest of the samples that share a bucket with each of M x P queries in any table.
+
+        Args:
+            queries: M x P.
+            buckets: Those of the queries.
+            count: How many to find.
 
         Returns:
             M x ``count`` ascending distances, `inf` where there are fewer, and the rows of the samples, -1 there.
         """
-        keys = self.family.keys(queries, self.width)[0]
-        sorted_keys, order = keys.sort(dim=1)
-        return _smallest(count, self._blocks(queries, sorted_keys, order, others=False), queries, len(keys))
+        return _smallest(count, self._blocks(queries, buckets, others=False), queries, self.family.num_tables)
 
     def nearest_others(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the same for the indexed samples themselves among the others."""
-        blocks = self._blocks(self.coordinates, self.sorted_keys, self.order, others=True)
-        return _smallest(count, blocks, self.coordinates, len(self.keys))
+        blocks = self._blocks(self.coordinates, self.buckets, others=True)
+        return _smallest(count, blocks, self.coordinates, self.family.num_tables)
 
-    def _blocks(
-        self, queries: torch.Tensor, sorted_keys: torch.Tensor, order: torch.Tensor, others: bool
-    ) -> Iterator[Block]:
+    def _blocks(self, queries: torch.Tensor, asking: Buckets, others: bool) -> Iterator[Block]:
         # A bucket's own samples leave themselves out; one more member makes up for it.
         offered = self.capacity + 1 if others else self.capacity
-        tasks = self._tasks(sorted_keys, offered)
+        tasks = self._tasks(asking, offered)
         query_norms, member_norms = (queries**2).sum(1), (self.coordinates**2).sum(1)
         for part, num_queries, num_members in _of_like_size(tasks, offered, queries.shape[1]):
             table, query_start, query_count, member_start, member_count = part.T
-            rows, is_query = _gather(order, table, query_start, query_count, num_queries)
-            members, is_member = _gather(self.order, table, member_start, member_count, num_members)
+            rows, is_query = _gather(asking.order, table, query_start, query_count, num_queries)
+            members, is_member = _gather(self.buckets.order, table, member_start, member_count, num_members)
             distances = torch.baddbmm(
                 query_norms[rows][:, :, None] + member_norms[members][:, None, :],
                 queries[rows],
@@ -109,25 +104,21 @@ class BucketIndex:
                 distances.masked_fill_(is_self, math.inf)
             yield Block(table, rows, is_query, members, distances)
 
-    def _tasks(self, sorted_keys: torch.Tensor, offered: int) -> torch.Tensor:
+    def _tasks(self, asking: Buckets, offered: int) -> torch.Tensor:
         """Pair runs of at most 64 queries of one key with the members of their bucket.
 
         Returns:
             T x 5: table, first query and number of queries in sorted order, first member and number of members.
         """
-        starts = torch.ones_like(sorted_keys, dtype=torch.bool)
-        starts[:, 1:] = sorted_keys[:, 1:] != sorted_keys[:, :-1]
+        places = torch.arange(asking.keys.shape[1], device=asking.keys.device)
         # Long runs are cut at multiples of 64, wherever these fall.
-        starts[:, ::QUERIES_IN_BLOCK] = True
-        table, first = starts.nonzero(as_tuple=True)
-        last_of_table = sorted_keys.shape[1] - first
-        count = torch.cat([first[1:], first[:1]]) - first
-        count = torch.where(count > 0, count, last_of_table)
-        left = torch.searchsorted(self.sorted_keys, sorted_keys)
-        right = torch.searchsorted(self.sorted_keys, sorted_keys, right=True)
-        members = (right - left)[table, first].clamp(max=offered)
-        tasks = torch.stack([table, first, count, left[table, first], members], dim=1)
-        return tasks[members > 0]
+        is_first = (asking.starts == places) | (places % QUERIES_IN_BLOCK == 0)
+        table, first = is_first.nonzero(as_tuple=True)
+        next_cut = (first // QUERIES_IN_BLOCK + 1) * QUERIES_IN_BLOCK
+        count = torch.minimum(asking.ends[table, first], next_cut) - first
+        start, end = (place[table, first] for place in self.buckets.find(asking.keys))
+        tasks = torch.stack([table, first, count, start, (end - start).clamp(max=offered)], dim=1)
+        return tasks[end > start]
 
 
 def _smallest(

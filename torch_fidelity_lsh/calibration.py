@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from torch_fidelity_lsh.hashing import others_in_bucket
-
 QUORUM = 0.5  # share of the left-out samples that fail the strict test; more tell samples off the manifold apart better
 LOOSE_QUORUM = 0.05
 # Shortfalls of the strict test, in units of its own noise, at which it begins to count and at which it decides.
@@ -60,7 +58,9 @@ class Verdict:
         memberships: M memberships of the assessed samples in [0, 1].
         strict: A test that a share ``QUORUM`` of the support's own samples fail.
         loose: A test that a share ``LOOSE_QUORUM`` of them fail.
-        repetition: Times the assessed samples repeat each other, at least 1; see :func:`repetition`.
+        dependence: How many samples count as one observation because neighbours pass or fail together; at least 1.
+        crowding: How many more because the assessed samples lie closer together than those of the support. All those of
+            a collapsed generator pass or fail the strict test together, which is then no evidence.
         jackknife: The strict test without one group of hash tables each, to estimate what the choice of tables adds to
             the error; empty if that is not known.
     """
@@ -68,7 +68,8 @@ class Verdict:
     memberships: torch.Tensor
     strict: Evidence
     loose: Evidence
-    repetition: float
+    dependence: float = 1.0
+    crowding: float = 0.0
     jackknife: list[Evidence] = field(default_factory=list)
 
     @property
@@ -80,8 +81,8 @@ class Verdict:
     def value(self) -> float:
         """The calibrated share in [0, 1]."""
         strict, loose = min(1.0, self.strict.ratio), min(1.0, self.loose.ratio)
-        samples = self.repetition / len(self.strict.assessed) + 1 / len(self.strict.left_out)
-        noise = math.sqrt(QUORUM / (1 - QUORUM) * samples)
+        per_observation = 1 / len(self.strict.assessed) + 1 / len(self.strict.left_out)
+        noise = math.sqrt(QUORUM / (1 - QUORUM) * (self.dependence + self.crowding) * per_observation)
         shortfall = max(0.0, loose - strict)
         weight = (shortfall / noise - NOTICED) / (DECISIVE - NOTICED)
         return loose - shortfall * min(1.0, max(0.0, weight))
@@ -95,8 +96,8 @@ class Verdict:
         scale = exact_mean(self.strict.left_out)
         if scale == 0:
             return 0.0
-        of_assessed = self.repetition * _variance_of_mean(self.strict.assessed)
-        return (of_assessed + self.strict.ratio**2 * _variance_of_mean(self.strict.left_out)) / scale**2
+        of_assessed, of_left_out = (_variance_of_mean(each) for each in (self.strict.assessed, self.strict.left_out))
+        return self.dependence * (of_assessed + self.strict.ratio**2 * of_left_out) / scale**2
 
     def _variance_over_tables(self) -> float:
         groups = len(self.jackknife)
@@ -109,25 +110,6 @@ def memberships(scores: torch.Tensor, scores_left_out: torch.Tensor) -> torch.Te
     """Return the share of left-out samples that score no more than each sample, in parts of the quorum, at most 1."""
     rank = torch.searchsorted(scores_left_out.sort().values, scores, right=True)
     return (rank / (QUORUM * len(scores_left_out))).double().clamp(max=1).masked_fill(scores == -math.inf, 0)
-
-
-def repetition(labels: torch.Tensor, labels_of_support: torch.Tensor) -> float:
-    """Return how many of M samples count as one observation, by how often two of them have a label in common.
-
-    Samples of a collapsed generator share their surroundings, and pass or fail together: their number says nothing.
-
-    Args:
-        labels: T x M, several ways to say where the samples lie.
-        labels_of_support: T x N, the same of the support's own samples; what they have in common is no repetition.
-
-    Returns:
-        At least 1; M if all samples are alike.
-    """
-    in_common = [
-        exact_mean(others_in_bucket(each).double().flatten()) / max(1, each.shape[1] - 1)
-        for each in (labels, labels_of_support)
-    ]
-    return 1 + (labels.shape[1] - 1) * max(0.0, in_common[0] - in_common[1])
 
 
 def exact_mean(values: torch.Tensor) -> float:

@@ -15,7 +15,7 @@ COORDINATES = ("polar", "radial", "euclidean")
 # Where a field is None each metric takes its own value: hashing alone starts from fine buckets and needs many tables,
 # neighbour search wants buckets that hold enough candidates.
 METRIC_DEFAULTS: dict[str, dict[str, Any]] = {
-    "lsh": {"num_tables": 64, "num_hashes": 12, "occupancy": 0.1, "coordinates": "polar"},
+    "lsh": {"num_tables": 32, "num_hashes": 12, "occupancy": 0.1, "coordinates": "polar"},
     "lsh_knn": {"num_tables": 16, "num_hashes": 8, "occupancy": 0.9, "coordinates": "radial"},
 }
 
@@ -29,8 +29,8 @@ class LSHConfig:
     """Settings of ``lsh`` and ``lsh_knn``; the keywords and flags of fidelity calls are these names after ``lsh_``.
 
     Attributes:
-        neighborhood: Number of nearest neighbours k that ``lsh_knn`` looks at. At least 2. Default: 10.
-        num_tables: Number L of hash tables. Default: 64 in ``lsh``, 16 in ``lsh_knn``.
+        neighborhood: Number of nearest neighbours k that ``lsh_knn`` looks at. At least 2. Default: 15.
+        num_tables: Number L of hash tables. Default: 32 in ``lsh``, 16 in ``lsh_knn``.
         num_hashes: Number K of hash values that make a key. Default: 12 in ``lsh``, 8 in ``lsh_knn``.
         bucket_width: Width w of a hash cell, the finest in ``lsh``, in units of the coordinates. Default: `None`, found
             from ``occupancy``.
@@ -48,15 +48,15 @@ class LSHConfig:
         ValueError: A setting is out of range; the message names it, what was given and what is accepted.
 
     Example:
-        >>> LSHConfig(num_tables=32).resolve("lsh").occupancy
+        >>> LSHConfig(num_tables=16).resolve("lsh").occupancy
         0.1
         >>> LSHConfig(num_tables=0)
         Traceback (most recent call last):
         ValueError: num_tables must be an integer of at least 1, or None; got 0
     """
 
-    neighborhood: int = _setting(10, int, "nearest neighbours looked at (lsh_knn)")
-    num_tables: int | None = _setting(None, int, "hash tables; 64 in lsh, 16 in lsh_knn if not given")
+    neighborhood: int = _setting(15, int, "nearest neighbours looked at (lsh_knn)")
+    num_tables: int | None = _setting(None, int, "hash tables; 32 in lsh, 16 in lsh_knn if not given")
     num_hashes: int | None = _setting(None, int, "hash values in a key; 12 in lsh, 8 in lsh_knn if not given")
     bucket_width: float | None = _setting(None, float, "width of a hash cell; found from the occupancy if not given")
     occupancy: float | None = _setting(

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_fidelity_lsh.calibration import LOOSE_QUORUM, QUORUM, Evidence, Verdict, memberships, repetition
+from torch_fidelity_lsh.calibration import LOOSE_QUORUM, QUORUM, Evidence, Verdict, memberships
 from torch_fidelity_lsh.config import ResolvedConfig
-from torch_fidelity_lsh.hashing import HashFamily, occupancy, others_in_bucket, rounded
+from torch_fidelity_lsh.hashing import Buckets, HashFamily, occupancy, others_in_bucket, rounded
 
-NUM_WIDTHS = 8
+NUM_WIDTHS = 5
 COARSE_OCCUPANCY = 0.97
 OUTLIER_OCCUPANCY = 0.1  # of a sample's coarsest buckets; with less company it is an outlier
 NUM_TABLE_GROUPS = 8
-REPETITION_TABLES = 4
+CROWDING_TABLES = 4
 MEAN_UNIT = 2.0**-12
 
 
@@ -44,7 +44,8 @@ class BucketSupport:
         family = HashFamily.sample(real.shape[1], config, real.device)
 
         def width_at(target: float) -> float:
-            return family.find_width(real, lambda keys: bool(_left_out(keys, thinned_to).mean() >= target))
+            share = (thinned_to - 1) / max(1, len(real) - 1)
+            return family.find_width(real, lambda keys: bool(occupancy(others_in_bucket(keys), share).mean() >= target))
 
         fine = config.bucket_width or width_at(config.occupancy)
         step = max(1.0, width_at(COARSE_OCCUPANCY) / fine) ** (1 / (NUM_WIDTHS - 1))
@@ -54,63 +55,31 @@ class BucketSupport:
         """Judge M x P coordinates by the buckets of N x P ones, as if only ``thinned_to`` of the N were indexed."""
         support_keys = self.family.keys(support, *self.widths)
         assessed_keys = self.family.keys(assessed, *self.widths)
-        # An outlier is no company: samples near it, if far from all others, are outside.
-        is_company = _left_out(support_keys[-1], thinned_to).mean(0) >= OUTLIER_OCCUPANCY
-        buckets = [_Buckets.of(keys, is_company.double()) for keys in support_keys]
-        share, share_left_out = thinned_to / len(support), (thinned_to - 1) / (len(support) - 1)
+        share, share_left_out = thinned_to / len(support), (thinned_to - 1) / max(1, len(support) - 1)
+        buckets = [Buckets.of(keys) for keys in support_keys]
         found = [b.find(keys) for b, keys in zip(buckets, assessed_keys, strict=True)]
-        found_left_out = [b.find(keys) for b, keys in zip(buckets, support_keys, strict=True)]
-        counts = [b.sums(b.members, at) for b, at in zip(buckets, found, strict=True)]
-        counts_left_out = [b.sums(b.members, at) - b.members for b, at in zip(buckets, found_left_out, strict=True)]
-        closeness = torch.stack([occupancy(c, share_left_out) for c in counts_left_out]).sum((0, 1))
+        found_left_out = [b.find_own() for b in buckets]
+        # An outlier is no company: samples near it, if far from all others, are outside.
+        start, end = found_left_out[-1]
+        members = (occupancy(end - start - 1, share_left_out).mean(0) >= OUTLIER_OCCUPANCY).double()
+        counts = [b.sums(members, at) for b, at in zip(buckets, found, strict=True)]
+        counts_left_out = [b.sums(members, at) - members for b, at in zip(buckets, found_left_out, strict=True)]
+        closeness = torch.stack([occupancy(c, share_left_out) for c in counts_left_out]).sum((0, 1)) * members
         company = _Company.meet(buckets, closeness, found, counts, share)
         company_left_out = _Company.meet(buckets, closeness, found_left_out, counts_left_out, share_left_out, True)
         groups = range(company.num_groups) if company.num_groups > 1 else ()
-        finest = assessed_keys[0][:REPETITION_TABLES], support_keys[0][:REPETITION_TABLES]
+        crowding = Buckets.of(assessed_keys[0][:CROWDING_TABLES]).collisions - buckets[0].collisions
         return Verdict(
             memberships=memberships(company.excess(), company_left_out.excess()),
             strict=Evidence.of(company.excess(), company_left_out.excess(), QUORUM),
             loose=Evidence.of(company.coarsest, company_left_out.coarsest, LOOSE_QUORUM),
-            repetition=repetition(*finest),
+            crowding=(len(assessed) - 1) * max(0.0, crowding),
             jackknife=[Evidence.of(company.excess(g), company_left_out.excess(g), QUORUM) for g in groups],
         )
 
     def to_dict(self) -> dict[str, object]:
         """Return the fitted widths, for the protocol."""
         return {"bucket_widths": list(self.widths)}
-
-
-@dataclass(frozen=True)
-class _Buckets:
-    """The buckets of one width.
-
-    Attributes:
-        sorted_keys: L x N.
-        order: L x N rows in that order.
-        members: N; 1 for samples that are company to others, 0 for outliers.
-    """
-
-    sorted_keys: torch.Tensor
-    order: torch.Tensor
-    members: torch.Tensor
-
-    @classmethod
-    def of(cls, keys: torch.Tensor, members: torch.Tensor) -> _Buckets:
-        """Sort L x N keys."""
-        return cls(*keys.sort(dim=1), members)
-
-    def find(self, query_keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the L x M places where the buckets of L x M keys start and end in sorted order."""
-        return (
-            torch.searchsorted(self.sorted_keys, query_keys),
-            torch.searchsorted(self.sorted_keys, query_keys, right=True),
-        )
-
-    def sums(self, values: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Sum N values, whole multiples of a unit, over each of the L x M buckets found."""
-        start, end = found
-        running = torch.nn.functional.pad(values[self.order].cumsum(1), (1, 0))
-        return running.gather(1, end) - running.gather(1, start)
 
 
 @dataclass(frozen=True)
@@ -134,7 +103,7 @@ class _Company:
     @classmethod
     def meet(
         cls,
-        buckets: list[_Buckets],
+        buckets: list[Buckets],
         closeness: torch.Tensor,
         found: list[tuple[torch.Tensor, torch.Tensor]],
         counts: list[torch.Tensor],
@@ -145,7 +114,7 @@ class _Company:
 
         Args:
             buckets: Those of each width, fine to coarse.
-            closeness: N closenesses of the set's samples.
+            closeness: N closenesses of the set's samples, 0 for those that are no company.
             found: For each width where the buckets of the M queries start and end.
             counts: For each width the L x M numbers of members in the queries' buckets.
             share: Share of the members to be thought of as indexed.
@@ -154,8 +123,7 @@ class _Company:
         still_alone = torch.ones_like(counts[0])
         all_occupied, met, weight = [], [], []
         for level, at, count in zip(buckets, found, counts, strict=True):
-            values = closeness * level.members
-            sums = level.sums(values, at) - (values if leave_out_self else 0)
+            sums = level.sums(closeness, at) - (closeness if leave_out_self else 0)
             mean = (sums / count.clamp(min=1)).div_(MEAN_UNIT).round_().mul_(MEAN_UNIT)
             occupied = occupancy(count, share)
             meeting = rounded(still_alone * occupied)
@@ -183,11 +151,6 @@ class _Company:
     def _total(self, groups: torch.Tensor, without_group: int | None) -> torch.Tensor:
         total = groups.sum(0)
         return total if without_group is None else total - groups[without_group]
-
-
-def _left_out(keys: torch.Tensor, thinned_to: int) -> torch.Tensor:
-    """Return, for L x N keys, the L x N occupancy of each sample's bucket by the others of its set."""
-    return occupancy(others_in_bucket(keys), (thinned_to - 1) / (keys.shape[1] - 1))
 
 
 def _by_group(per_table: torch.Tensor) -> torch.Tensor:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 
 from torch_fidelity_lsh.buckets import BucketIndex
-from torch_fidelity_lsh.calibration import LOOSE_QUORUM, QUORUM, Evidence, Verdict, memberships, repetition
+from torch_fidelity_lsh.calibration import LOOSE_QUORUM, QUORUM, Evidence, Verdict, exact_mean, memberships
 from torch_fidelity_lsh.config import ResolvedConfig
-from torch_fidelity_lsh.hashing import HashFamily, occupancy, others_in_bucket, rounded
+from torch_fidelity_lsh.hashing import Buckets, HashFamily, occupancy, others_in_bucket, rounded
 
 BUCKET_CAPACITY = 16  # samples searched in a bucket, times log2 of the samples indexed
-CANDIDATES = 4  # for each neighbour asked for, at least, on average over the real samples
+CANDIDATES = 8  # for each neighbour asked for, at least, on average over the real samples
 FAR = 2.0  # radii; what is further away, or not found, counts as this far
 
 
@@ -64,17 +64,25 @@ class NeighbourSupport:
         index = BucketIndex.build(self.family, self.width, support, thinned_to, _capacity(thinned_to, k))
         to_others, others = index.nearest_others(k + 1)
         radii, radii_without_one = to_others[:, k - 1], to_others[:, k]
-        distances, members = index.nearest(assessed, k)
+        buckets = Buckets.of(self.family.keys(assessed, self.width)[0])
+        distances, members = index.nearest(assessed, buckets, k)
         remoteness = _remoteness(distances, radii[members])
         own, others = to_others[:, :k], others[:, :k]
         # Left out, a sample is no longer among the k nearest of others.
         radii_left_out = torch.where(own <= radii[others], radii_without_one[others], radii[others])
         remoteness_left_out = _remoteness(own, radii_left_out)
+        strict = Evidence.of(-remoteness, -remoteness_left_out, QUORUM)
+        # Samples more alike than those of the support, and near the same of these, repeat one observation.
+        crowding = min(
+            buckets.collisions - index.buckets.collisions,
+            _first(members).collisions - _first(others).collisions,
+        )
         return Verdict(
             memberships=memberships(-remoteness, -remoteness_left_out),
-            strict=Evidence.of(-remoteness, -remoteness_left_out, QUORUM),
+            strict=strict,
             loose=Evidence.of(-remoteness, -remoteness_left_out, LOOSE_QUORUM),
-            repetition=repetition(_nearest_or_none(members), _nearest_or_none(others)),
+            dependence=1 + k * _agreement(strict.left_out, others),
+            crowding=k * (len(assessed) - 1) * max(0.0, crowding),
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -94,10 +102,19 @@ def _remoteness(distances: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
     return mean.masked_fill(mean == FAR, math.inf)
 
 
-def _nearest_or_none(members: torch.Tensor) -> torch.Tensor:
-    """Return the first of M x k members as 1 x M labels; where there is none, a label of its own."""
-    nearest = members[:, 0]
-    return torch.where(nearest < 0, -1 - torch.arange(len(nearest), device=nearest.device), nearest)[None]
+def _agreement(passed: torch.Tensor, neighbours: torch.Tensor) -> float:
+    """Return how far, in [0, 1], N samples pass or fail, 1 or 0, as their N x k neighbours do: a correlation."""
+    pairs = neighbours >= 0
+    share, both = exact_mean(passed), int(((passed > 0)[:, None] & (passed > 0)[neighbours] & pairs).sum())
+    if not 0 < share < 1 or not both:
+        return 0.0
+    return max(0.0, (both / int(pairs.sum()) - share**2) / (share * (1 - share)))
+
+
+def _first(members: torch.Tensor) -> Buckets:
+    """Put samples with the same first of M x k members together, those without any each on its own."""
+    first = members[:, 0]
+    return Buckets.of(torch.where(first < 0, -1 - torch.arange(len(first), device=first.device), first)[None])
 
 
 def _capacity(num_samples: int, neighborhood: int) -> int:
