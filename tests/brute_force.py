@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from torch_fidelity_lsh import LSHConfig
+from torch_fidelity_lsh.calibration import DECISIVE, LOOSE_QUORUM, NOTICED, QUORUM
 from torch_fidelity_lsh.coordinates import UNIT, Coordinates
 from torch_fidelity_lsh.hashing import DIRECTION_UNIT, PROBABILITY_UNIT, HashFamily
-from torch_fidelity_lsh.lsh import COARSE_QUORUM, MEAN_UNIT, OUTLIER_OCCUPANCY, QUORUM
-from torch_fidelity_lsh.lsh_knn import BUCKET_CAPACITY
+from torch_fidelity_lsh.lsh import CROWDING_TABLES, MEAN_UNIT, OUTLIER_OCCUPANCY
+from torch_fidelity_lsh.lsh_knn import BUCKET_CAPACITY, FAR
 
 
 def lsh(generated, real, config, widths):
@@ -65,17 +66,38 @@ def _lsh_side(assessed, support, family, widths, matched):
     def coarsest(keys, itself=None):
         return sum(occupied(len(widths) - 1, t, keys[-1][t], itself) for t in tables) or -math.inf
 
-    ratios = []
-    for score, quorum in ((excess, QUORUM), (coarsest, COARSE_QUORUM)):
-        inside = [score(keys_of(keys_a, i)) for i in range(len(assessed))]
-        left_out = [score(keys_of(keys_s, i), i) for i in range(n)]
-        threshold = sorted(left_out)[int(quorum * (n - 1))] - 1e-9
-        share = np.mean([s >= threshold and s > -math.inf for s in left_out])
-        ratios.append(np.mean([s >= threshold and s > -math.inf for s in inside]) / share if share else 0.0)
-        if score is excess:
-            ranks = [np.mean([other <= s + 1e-9 for other in left_out]) for s in inside]
-            memberships = [min(1, r / QUORUM) * (s > -math.inf) for r, s in zip(ranks, inside, strict=True)]
-    return min(1, *ratios), memberships
+    strict = [excess(keys_of(keys_a, i)) for i in range(len(assessed))]
+    strict_left_out = [excess(keys_of(keys_s, i), i) for i in range(n)]
+    loose = [coarsest(keys_of(keys_a, i)) for i in range(len(assessed))]
+    loose_left_out = [coarsest(keys_of(keys_s, i), i) for i in range(n)]
+    crowding = _collisions(keys_a[0], range(CROWDING_TABLES)) - _collisions(keys_s[0], tables)
+    ratios = _ratio(strict, strict_left_out, QUORUM), _ratio(loose, loose_left_out, LOOSE_QUORUM)
+    repetition = 1 + (len(assessed) - 1) * max(0, crowding)
+    return _value(*ratios, repetition, len(assessed), n), _memberships(strict, strict_left_out)
+
+
+def _ratio(scores, left_out, quorum):
+    threshold = sorted(left_out)[int(quorum * (len(left_out) - 1))] - 1e-9
+    inside, inside_left_out = ([s >= threshold and s > -math.inf for s in each] for each in (scores, left_out))
+    return np.mean(inside) / np.mean(inside_left_out) if any(inside_left_out) else 0.0
+
+
+def _memberships(scores, left_out):
+    ranks = [np.mean([other <= s + 1e-9 for other in left_out]) for s in scores]
+    return [min(1, r / QUORUM) * (s > -math.inf) for r, s in zip(ranks, scores, strict=True)]
+
+
+def _collisions(keys, tables):
+    """Return the share of pairs that agree in a table."""
+    pairs = [(i, j) for i in range(len(keys)) for j in range(len(keys)) if i != j]
+    return np.mean([keys[i][t] == keys[j][t] for i, j in pairs for t in tables])
+
+
+def _value(strict, loose, repetition, num_assessed, num_left_out):
+    strict, loose = min(1, strict), min(1, loose)
+    noise = math.sqrt(QUORUM / (1 - QUORUM) * repetition * (1 / num_assessed + 1 / num_left_out))
+    share = np.clip(((loose - strict) / noise - NOTICED) / (DECISIVE - NOTICED), 0, 1)
+    return loose - share * max(0, loose - strict)
 
 
 def lsh_knn(generated, real, config, width):
@@ -104,26 +126,42 @@ def _knn_side(assessed, support, family, width, matched, k):
     def distance(a, b):
         return sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
 
-    near = [sorted((distance(support[i], support[j]), j) for j in candidates(keys_s[i], i)) for i in range(matched)]
-    radii = {i: found[k - 1][0] for i, found in enumerate(near) if len(found) >= k}
-    caps = {}
-    for i in radii:
-        around = [radii.get(j, math.inf) for _, j in near[i][k : 2 * k]]
-        caps[i] = sorted(around + [radii[i]] * (k - len(around)))[(k - 1) // 2]
+    def nearest(point, key, itself=None):
+        near = sorted((distance(point, support[j]), j) for j in candidates(key, itself))
+        return [(math.sqrt(d), j) for d, j in near]
 
-    def balls(point, key, itself=None):
-        """Count the balls with the point inside, as they are and capped."""
-        enough = k if itself is None else k + 1
-        centres = [i for i in candidates(key, itself) if len(near[i]) >= enough]
-        away = {i: distance(point, support[i]) for i in centres}
-        return sum(away[i] <= radii[i] for i in centres), sum(away[i] <= min(radii[i], caps[i]) for i in centres)
+    near = [nearest(point, key, i) for i, (point, key) in enumerate(zip(support, keys_s, strict=True))]
 
-    inside = [balls(p, key) for p, key in zip(assessed, keys_a, strict=True)]
-    left_out = [balls(p, key, i) for i, (p, key) in enumerate(zip(support, keys_s, strict=True))]
-    tests = (lambda count: count[0] > 0, lambda count: min(1, count[1] / k))
-    shares = [(np.mean([t(c) for c in inside]), np.mean([t(c) for c in left_out])) for t in tests]
-    value = min(1, *(a / b if b else 0.0 for a, b in shares))
-    return value, [min(1, count[1] / k) for count in inside]
+    def radius(i, without=None):
+        others = [d for d, j in near[i] if j != without]
+        return others[k - 1] if len(others) >= k else math.inf
+
+    def remoteness(found, itself=None):
+        ratios = []
+        for d, j in found[:k]:
+            unit = radius(j, itself)
+            ratios.append(FAR if unit == math.inf else 1.0 if d == unit else min(FAR, d / unit if unit else FAR))
+        ratios += [FAR] * (k - len(ratios))
+        mean = sum(sorted(_rounded(ratio, PROBABILITY_UNIT) for ratio in ratios)[1:]) / (k - 1)
+        return math.inf if mean == FAR else mean
+
+    found = [nearest(point, key) for point, key in zip(assessed, keys_a, strict=True)]
+    scores = [-remoteness(each) for each in found]
+    left_out = [-remoteness(each, i) for i, each in enumerate(near)]
+    first = [[(each[0][1] if each else -1 - i,) for i, each in enumerate(all_)] for all_ in (found, near)]
+    tables = range(len(keys_a[0]))
+    crowding = [
+        _collisions(keys_a, tables) - _collisions(keys_s, tables),
+        _collisions(first[0], [0]) - _collisions(first[1], [0]),
+    ]
+    threshold = sorted(left_out)[int(QUORUM * (matched - 1))] - 1e-9
+    passed = [score >= threshold and score > -math.inf for score in left_out]
+    pairs = [(passed[i], passed[j]) for i in range(matched) for _, j in near[i][:k]]
+    share = np.mean(passed)
+    agreement = (np.mean([a and b for a, b in pairs]) - share**2) / (share * (1 - share)) if 0 < share < 1 else 0
+    repetition = 1 + k * (max(0, agreement) + (len(assessed) - 1) * max(0, min(crowding)))
+    ratios = (_ratio(scores, left_out, quorum) for quorum in (QUORUM, LOOSE_QUORUM))
+    return _value(*ratios, repetition, len(assessed), matched), _memberships(scores, left_out)
 
 
 def _prepare(metric, generated, real, config: LSHConfig):
@@ -138,13 +176,13 @@ def _prepare(metric, generated, real, config: LSHConfig):
 def _keys(family, points, width):
     """Return for each point a list with the tuple of K cells of each table."""
     directions = family.directions.long().numpy().astype(object)
-    scale = width / (UNIT * DIRECTION_UNIT)
+    scale = UNIT * DIRECTION_UNIT / width
     tables, hashes = family.offsets.shape
     offsets = family.offsets.flatten().tolist()
     keys = []
     for point in points:
         projected = np.array(point, dtype=object) @ directions
-        cells = [math.floor(float(p) / scale + b) for p, b in zip(projected, offsets, strict=True)]
+        cells = [math.floor(float(p) * scale + b) for p, b in zip(projected, offsets, strict=True)]
         keys.append([tuple(cells[t * hashes : (t + 1) * hashes]) for t in range(tables)])
     return keys
 

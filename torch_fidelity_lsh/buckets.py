@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from torch_fidelity_lsh.coordinates import content_hash
-from torch_fidelity_lsh.hashing import HashFamily
+from torch_fidelity_lsh.hashing import Buckets, HashFamily
 
 BLOCK_ELEMENTS = 2**21  # of coordinates gathered and distances computed at a time
 QUERIES_IN_BLOCK = 64
@@ -46,18 +46,14 @@ class BucketIndex:
         family: The hash functions.
         width: Bucket width.
         coordinates: N x P.
-        keys: L x N.
-        order: L x N rows sorted by key.
-        sorted_keys: L x N keys in that order.
+        buckets: Those of the samples.
         capacity: Members searched in a bucket, at most.
     """
 
     family: HashFamily
     width: float
     coordinates: torch.Tensor
-    keys: torch.Tensor
-    order: torch.Tensor
-    sorted_keys: torch.Tensor
+    buckets: Buckets
     capacity: int
 
     @classmethod
@@ -66,31 +62,35 @@ class BucketIndex:
     ) -> BucketIndex:
         """Index ``num_samples`` of the N x P coordinates, chosen pseudo-randomly where there are more."""
         coordinates = coordinates[content_hash(coordinates).argsort(stable=True)[:num_samples]]
-        keys = family.keys(coordinates, width)[0]
-        sorted_keys, order = keys.sort(dim=1, stable=True)
-        return cls(family, width, coordinates, keys, order, sorted_keys, capacity)
+        return cls(family, width, coordinates, Buckets.of(family.keys(coordinates, width)[0]), capacity)
 
-    def blocks_of(self, queries: torch.Tensor) -> Iterator[Block]:
-        """Yield the distances of M x P queries to the members of their buckets."""
-        keys = self.family.keys(queries, self.width)[0]
-        sorted_keys, order = keys.sort(dim=1)
-        yield from self._blocks(queries, sorted_keys, order, others=False)
+    def nearest(self, queries: torch.Tensor, buckets: Buckets, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find the nearest of the samples that share a bucket with each of M x P queries in any table.
 
-    def blocks_of_others(self) -> Iterator[Block]:
-        """Yield the distances of the indexed samples to the other members of their buckets."""
-        yield from self._blocks(self.coordinates, self.sorted_keys, self.order, others=True)
+        Args:
+            queries: M x P.
+            buckets: Those of the queries.
+            count: How many to find.
 
-    def _blocks(
-        self, queries: torch.Tensor, sorted_keys: torch.Tensor, order: torch.Tensor, others: bool
-    ) -> Iterator[Block]:
+        Returns:
+            M x ``count`` ascending distances, `inf` where there are fewer, and the rows of the samples, -1 there.
+        """
+        return _smallest(count, self._blocks(queries, buckets, others=False), queries, self.family.num_tables)
+
+    def nearest_others(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find the same for the indexed samples themselves among the others."""
+        blocks = self._blocks(self.coordinates, self.buckets, others=True)
+        return _smallest(count, blocks, self.coordinates, self.family.num_tables)
+
+    def _blocks(self, queries: torch.Tensor, asking: Buckets, others: bool) -> Iterator[Block]:
         # A bucket's own samples leave themselves out; one more member makes up for it.
         offered = self.capacity + 1 if others else self.capacity
-        tasks = self._tasks(sorted_keys, offered)
+        tasks = self._tasks(asking, offered)
         query_norms, member_norms = (queries**2).sum(1), (self.coordinates**2).sum(1)
         for part, num_queries, num_members in _of_like_size(tasks, offered, queries.shape[1]):
             table, query_start, query_count, member_start, member_count = part.T
-            rows, is_query = _gather(order, table, query_start, query_count, num_queries)
-            members, is_member = _gather(self.order, table, member_start, member_count, num_members)
+            rows, is_query = _gather(asking.order, table, query_start, query_count, num_queries)
+            members, is_member = _gather(self.buckets.order, table, member_start, member_count, num_members)
             distances = torch.baddbmm(
                 query_norms[rows][:, :, None] + member_norms[members][:, None, :],
                 queries[rows],
@@ -104,54 +104,41 @@ class BucketIndex:
                 distances.masked_fill_(is_self, math.inf)
             yield Block(table, rows, is_query, members, distances)
 
-    def _tasks(self, sorted_keys: torch.Tensor, offered: int) -> torch.Tensor:
+    def _tasks(self, asking: Buckets, offered: int) -> torch.Tensor:
         """Pair runs of at most 64 queries of one key with the members of their bucket.
 
         Returns:
             T x 5: table, first query and number of queries in sorted order, first member and number of members.
         """
-        starts = torch.ones_like(sorted_keys, dtype=torch.bool)
-        starts[:, 1:] = sorted_keys[:, 1:] != sorted_keys[:, :-1]
+        places = torch.arange(asking.keys.shape[1], device=asking.keys.device)
         # Long runs are cut at multiples of 64, wherever these fall.
-        starts[:, ::QUERIES_IN_BLOCK] = True
-        table, first = starts.nonzero(as_tuple=True)
-        last_of_table = sorted_keys.shape[1] - first
-        count = torch.cat([first[1:], first[:1]]) - first
-        count = torch.where(count > 0, count, last_of_table)
-        left = torch.searchsorted(self.sorted_keys, sorted_keys)
-        right = torch.searchsorted(self.sorted_keys, sorted_keys, right=True)
-        members = (right - left)[table, first].clamp(max=offered)
-        tasks = torch.stack([table, first, count, left[table, first], members], dim=1)
-        return tasks[members > 0]
+        is_first = (asking.starts == places) | (places % QUERIES_IN_BLOCK == 0)
+        table, first = is_first.nonzero(as_tuple=True)
+        next_cut = (first // QUERIES_IN_BLOCK + 1) * QUERIES_IN_BLOCK
+        count = torch.minimum(asking.ends[table, first], next_cut) - first
+        start, end = (place[table, first] for place in self.buckets.find(asking.keys))
+        tasks = torch.stack([table, first, count, start, (end - start).clamp(max=offered)], dim=1)
+        return tasks[end > start]
 
 
-def smallest_distinct(
-    count: int, blocks: Iterable[tuple[Block, torch.Tensor]], num_queries: int, index: BucketIndex
+def _smallest(
+    count: int, blocks: Iterable[Block], queries: torch.Tensor, num_tables: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find for each query the smallest of some values over all tables, members met in several tables counted once.
-
-    Args:
-        count: How many values to return.
-        blocks: Blocks with B x Q x S values that depend on query and member alone; `inf` where there is none.
-        num_queries: M.
-        index: Where the blocks come from.
-
-    Returns:
-        M x ``count`` ascending values, `inf` where there are fewer, and the rows of their members.
-    """
-    shape = (num_queries, len(index.keys), count)
-    values = index.coordinates.new_full(shape, math.inf)
-    members = torch.full(shape, -1, device=values.device)
-    for block, block_values in blocks:
-        smallest = block_values.topk(min(count, block_values.shape[-1]), dim=-1, largest=False)
-        ids = block.members[:, None, :].expand_as(block_values).gather(-1, smallest.indices)
+    """Return the ``count`` smallest distances of each query in all blocks, and whose they are, each member once."""
+    shape = (len(queries), num_tables, count)
+    values = queries.new_full(shape, math.inf)
+    members = torch.full(shape, -1, device=queries.device)
+    for block in blocks:
+        smallest = block.squared_distances.topk(min(count, block.squared_distances.shape[-1]), dim=-1, largest=False)
+        ids = block.members[:, None, :].expand_as(block.squared_distances).gather(-1, smallest.indices)
         rows = block.queries[block.is_query]
         tables = block.table[:, None].expand_as(block.queries)[block.is_query]
         values[rows, tables, : ids.shape[-1]] = smallest.values[block.is_query]
         members[rows, tables, : ids.shape[-1]] = ids[block.is_query]
     parts = zip(torch.split(values, ROWS_MERGED), torch.split(members, ROWS_MERGED), strict=True)
     merged = [_merge_tables(v.flatten(1), m.flatten(1), count) for v, m in parts]
-    return torch.cat([v for v, _ in merged]), torch.cat([m for _, m in merged])
+    distances, found = torch.cat([v for v, _ in merged]).sqrt(), torch.cat([m for _, m in merged])
+    return distances, found.masked_fill(distances.isinf(), -1)
 
 
 def _merge_tables(values: torch.Tensor, members: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch_fidelity_lsh.messages import did_you_mean
 
-COORDINATES = ("polar", "euclidean")
+COORDINATES = ("polar", "radial", "euclidean")
 
 # Where a field is None each metric takes its own value: hashing alone starts from fine buckets and needs many tables,
 # neighbour search wants buckets that hold enough candidates.
 METRIC_DEFAULTS: dict[str, dict[str, Any]] = {
-    "lsh": {"num_tables": 64, "num_hashes": 12, "occupancy": 0.1},
-    "lsh_knn": {"num_tables": 16, "num_hashes": 8, "occupancy": 0.9},
+    "lsh": {"num_tables": 32, "num_hashes": 12, "occupancy": 0.1, "coordinates": "polar"},
+    "lsh_knn": {"num_tables": 16, "num_hashes": 8, "occupancy": 0.9, "coordinates": "radial"},
 }
 
 
@@ -29,9 +29,8 @@ class LSHConfig:
     """Settings of ``lsh`` and ``lsh_knn``; the keywords and flags of fidelity calls are these names after ``lsh_``.
 
     Attributes:
-        neighborhood: Number of nearest neighbours k that set the radius of a ball in ``lsh_knn``, and of balls that
-            hold a sample for full membership. At least 1. Default: 5.
-        num_tables: Number L of hash tables. Default: 64 in ``lsh``, 16 in ``lsh_knn``.
+        neighborhood: Number of nearest neighbours k that ``lsh_knn`` looks at. At least 2. Default: 15.
+        num_tables: Number L of hash tables. Default: 32 in ``lsh``, 16 in ``lsh_knn``.
         num_hashes: Number K of hash values that make a key. Default: 12 in ``lsh``, 8 in ``lsh_knn``.
         bucket_width: Width w of a hash cell, the finest in ``lsh``, in units of the coordinates. Default: `None`, found
             from ``occupancy``.
@@ -39,8 +38,9 @@ class LSHConfig:
             automatic width reaches. Default: 0.1 in ``lsh``, 0.9 in ``lsh_knn``.
         num_components: Dimensions kept by a random projection of the features; features with no more are taken as they
             are. Default: 128.
-        coordinates: ``"polar"`` (direction and norm about the centre of the real features) or ``"euclidean"``.
-            Default: ``"polar"``.
+        coordinates: What is hashed of the features about their centre: ``"polar"``, their direction and norm;
+            ``"radial"``, the features and their norm; ``"euclidean"``, the features. Default: ``"polar"`` in ``lsh``,
+            ``"radial"`` in ``lsh_knn``.
         batch_size: Rows processed at a time; bounds memory and changes no result. Default: 4096.
         seed: Seed of all random choices; fidelity calls take it from ``rng_seed``. Default: 2020.
 
@@ -48,32 +48,35 @@ class LSHConfig:
         ValueError: A setting is out of range; the message names it, what was given and what is accepted.
 
     Example:
-        >>> LSHConfig(num_tables=32).resolve("lsh").occupancy
+        >>> LSHConfig(num_tables=16).resolve("lsh").occupancy
         0.1
         >>> LSHConfig(num_tables=0)
         Traceback (most recent call last):
         ValueError: num_tables must be an integer of at least 1, or None; got 0
     """
 
-    neighborhood: int = _setting(5, int, "nearest neighbours that set a ball's radius (lsh_knn)")
-    num_tables: int | None = _setting(None, int, "hash tables; 64 in lsh, 16 in lsh_knn if not given")
+    neighborhood: int = _setting(15, int, "nearest neighbours looked at (lsh_knn)")
+    num_tables: int | None = _setting(None, int, "hash tables; 32 in lsh, 16 in lsh_knn if not given")
     num_hashes: int | None = _setting(None, int, "hash values in a key; 12 in lsh, 8 in lsh_knn if not given")
     bucket_width: float | None = _setting(None, float, "width of a hash cell; found from the occupancy if not given")
     occupancy: float | None = _setting(
         None, float, "share of real samples that share a bucket, to find the width; .1 in lsh, .9 in lsh_knn"
     )
     num_components: int = _setting(128, int, "dimensions kept by random projection")
-    coordinates: str = _setting("polar", str, "what is hashed: direction and norm, or the features", COORDINATES)
+    coordinates: str | None = _setting(
+        None, str, "what is hashed of the features; polar in lsh, radial in lsh_knn if not given", COORDINATES
+    )
     batch_size: int = _setting(4096, int, "rows processed at a time; changes no result")
     seed: int = 2020
 
     def __post_init__(self) -> None:
-        for name in ("neighborhood", "num_tables", "num_hashes", "num_components", "batch_size"):
+        self._check("neighborhood", _is_int, lambda value: value >= 2, "an integer of at least 2")
+        for name in ("num_tables", "num_hashes", "num_components", "batch_size"):
             self._check(name, _is_int, lambda value: value >= 1, "an integer of at least 1")
         self._check("seed", _is_int, lambda value: value >= 0, "an integer of at least 0")
         self._check("bucket_width", _is_real, lambda value: 0 < value < math.inf, "a positive number")
         self._check("occupancy", _is_real, lambda value: 0 < value < 1, "a number between 0 and 1, both excluded")
-        if self.coordinates not in COORDINATES:
+        if self.coordinates not in (None, *COORDINATES):
             hint = did_you_mean(str(self.coordinates), COORDINATES)
             raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}; got {self.coordinates!r}{hint}")
 
@@ -113,6 +116,7 @@ class ResolvedConfig(LSHConfig):
     num_tables: int = METRIC_DEFAULTS["lsh"]["num_tables"]
     num_hashes: int = METRIC_DEFAULTS["lsh"]["num_hashes"]
     occupancy: float = METRIC_DEFAULTS["lsh"]["occupancy"]
+    coordinates: str = METRIC_DEFAULTS["lsh"]["coordinates"]
 
 
 def option_fields() -> dict[str, dataclasses.Field[Any]]:

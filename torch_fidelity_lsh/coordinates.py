@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_fidelity_lsh.config import LSHConfig
+from torch_fidelity_lsh.config import ResolvedConfig
 
 UNIT = 2.0**-18  # of a coordinate; squared distances of clamped coordinates stay below 2**53 units
 CLAMP = 64.0
 
-NORM_WEIGHT = 0.5  # spread of the norm coordinate among real samples, where directions have length about 1
+# Spread of the norm coordinate among real samples, where the others have length about 1.
+NORM_WEIGHT = {"polar": 0.5, "radial": 0.1, "euclidean": 0.0}
 SOFTENING = 1.5  # samples within so many spreads of the centre keep a direction shorter than 1
 
 
@@ -37,10 +38,10 @@ class Coordinates:
     centre: torch.Tensor
     norm: float
     norm_spread: float
-    config: LSHConfig
+    config: ResolvedConfig
 
     @classmethod
-    def fit(cls, features_real: torch.Tensor, config: LSHConfig) -> tuple[Coordinates, torch.Tensor]:
+    def fit(cls, features_real: torch.Tensor, config: ResolvedConfig) -> tuple[Coordinates, torch.Tensor]:
         """Fit the map on N x D real features; return it with their N x P' coordinates.
 
         The random projection does not look at the data: directions fitted on the real samples, as principal
@@ -67,14 +68,12 @@ class Coordinates:
 
     def _from_projected(self, projected: torch.Tensor) -> torch.Tensor:
         centred = projected - self.centre
-        if self.config.coordinates == "euclidean":
-            coordinates = centred / self.norm
-        else:
-            norms = _norms(centred)[:, None]
+        norms = _norms(centred)[:, None]
+        length: torch.Tensor | float = self.norm
+        if self.config.coordinates == "polar":
             length = torch.hypot(norms, norms.new_tensor(SOFTENING * self.norm_spread))
-            excess = NORM_WEIGHT * (norms - self.norm) / self.norm_spread
-            coordinates = torch.cat([centred / length, excess], dim=1)
-        return coordinates.clamp_(-CLAMP, CLAMP).div_(UNIT).round_()
+        excess = NORM_WEIGHT[self.config.coordinates] * (norms - self.norm) / self.norm_spread
+        return torch.cat([centred / length, excess], dim=1).clamp_(-CLAMP, CLAMP).div_(UNIT).round_()
 
 
 def _project(features: torch.Tensor, projection: torch.Tensor | None, batch_size: int) -> torch.Tensor:

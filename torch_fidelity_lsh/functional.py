@@ -8,6 +8,7 @@ which no code is public; the definitions are this project's and are stated in ``
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from torch_fidelity_lsh.calibration import Verdict
 from torch_fidelity_lsh.config import LSHConfig, ResolvedConfig
 from torch_fidelity_lsh.coordinates import Coordinates, distinct
 from torch_fidelity_lsh.lsh import BucketSupport
-from torch_fidelity_lsh.lsh_knn import BallSupport
+from torch_fidelity_lsh.lsh_knn import NeighbourSupport
 
 Features = torch.Tensor | npt.NDArray[Any]
 
@@ -35,7 +36,8 @@ class PrecisionRecall:
         recall: Share in [0, 1] of real samples inside the generated support, likewise.
         precision_raw: Mean of ``precision_memberships``.
         recall_raw: Mean of ``recall_memberships``.
-        precision_stderr: Standard error of ``precision``, over samples and, in ``lsh``, over hash tables.
+        precision_stderr: Standard error of ``precision``, over samples and, in ``lsh``, over hash tables. That of a
+            precision of 1 or 0 is what it would be next to it.
         recall_stderr: The same for ``recall``.
         precision_memberships: Membership in [0, 1] of each generated sample, float64 on the CPU, in the given order.
             The lowest are the outliers.
@@ -61,9 +63,26 @@ class PrecisionRecall:
         total = self.precision + self.recall
         return 2 * self.precision * self.recall / total if total else 0.0
 
+    @property
+    def f_score_stderr(self) -> float:
+        """Standard error of the F-score by the delta method, errors of precision and recall taken as independent."""
+        total = self.precision + self.recall
+        if not total:
+            return max(self.precision_stderr, self.recall_stderr)
+        slopes = 2 * self.recall**2 / total**2, 2 * self.precision**2 / total**2
+        return math.hypot(slopes[0] * self.precision_stderr, slopes[1] * self.recall_stderr)
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """Return the 95 % confidence interval of ``"precision"``, ``"recall"`` or ``"f_score"``, within [0, 1]."""
+        value, half = getattr(self, name), 1.96 * getattr(self, f"{name}_stderr")
+        return max(0.0, value - half), min(1.0, value + half)
+
     def to_dict(self) -> dict[str, float]:
-        """Return the seven numbers under the keys of fidelity calls, such as ``lsh_precision``."""
-        return {f"{self.metric}_{name}": getattr(self, name) for name in NUMBERS}
+        """Return all numbers under the keys of fidelity calls, such as ``lsh_precision`` and ``lsh_recall_ci_low``."""
+        numbers = {name: getattr(self, name) for name in NUMBERS if not name.endswith(("_ci_low", "_ci_high"))}
+        for name in ("precision", "recall", "f_score"):
+            numbers[f"{name}_ci_low"], numbers[f"{name}_ci_high"] = self.interval(name)
+        return {f"{self.metric}_{name}": numbers[name] for name in NUMBERS}
 
     def __repr__(self) -> str:
         sizes = f"{self.protocol['num_generated']} generated, {self.protocol['num_real']} real"
@@ -73,7 +92,21 @@ class PrecisionRecall:
         )
 
 
-NUMBERS = ("precision", "recall", "f_score", "precision_raw", "recall_raw", "precision_stderr", "recall_stderr")
+NUMBERS = (
+    "precision",
+    "recall",
+    "f_score",
+    "precision_raw",
+    "recall_raw",
+    "precision_stderr",
+    "recall_stderr",
+    "precision_ci_low",
+    "precision_ci_high",
+    "recall_ci_low",
+    "recall_ci_high",
+    "f_score_ci_low",
+    "f_score_ci_high",
+)
 
 
 def lsh_precision_recall(
@@ -109,11 +142,11 @@ def lsh_precision_recall(
 def lsh_knn_precision_recall(
     features_generated: Features, features_real: Features, config: LSHConfig | None = None
 ) -> PrecisionRecall:
-    """Measure precision and recall by balls around nearest neighbours that hashing finds.
+    """Measure precision and recall by the distances to nearest neighbours that hashing finds.
 
-    Around each sample of a set lies a ball that reaches its k-th nearest neighbour among those that share a bucket. A
-    sample's membership is the number of balls it lies in, in parts of k and at most 1. Radii are capped at the median
-    radius of the next k neighbours, and samples with fewer than k candidates get no ball.
+    A sample passes if its k nearest in a set are as near, in units of how near these have theirs, as those of the
+    median sample of the set when left out itself. A second test, which 95 % of the set's own samples pass, keeps
+    samples piled up in a dense spot from paying for others far away.
 
     Args:
         features_generated: M x D generated samples, float tensor or array, M >= ``neighborhood`` + 2.
@@ -126,7 +159,7 @@ def lsh_knn_precision_recall(
     config = config or LSHConfig()
     # A left-out sample leaves one fewer, of which each needs k others.
     at_least = config.neighborhood + 2
-    return _measure("lsh_knn", BallSupport, features_generated, features_real, config, at_least)
+    return _measure("lsh_knn", NeighbourSupport, features_generated, features_real, config, at_least)
 
 
 class _Support(Protocol):
@@ -160,7 +193,7 @@ def _measure(
     support = support_type.fit(varied, min(matched, len(varied)), config)
     precision = support.assess(generated_coordinates, real_coordinates, matched)
     recall = support.assess(real_coordinates, generated_coordinates, matched)
-    if config.bucket_width is not None and not all(evidence.left_out.any() for evidence in precision.evidence):
+    if config.bucket_width is not None and not precision.strict.left_out.any():
         raise ValueError(f"bucket_width={config.bucket_width} is too small: hardly any two real samples share a bucket")
     return PrecisionRecall(
         metric=metric,
@@ -168,8 +201,8 @@ def _measure(
         recall=recall.value,
         precision_raw=precision.raw,
         recall_raw=recall.raw,
-        precision_stderr=precision.decisive.stderr,
-        recall_stderr=recall.decisive.stderr,
+        precision_stderr=precision.stderr,
+        recall_stderr=recall.stderr,
         precision_memberships=precision.memberships.cpu(),
         recall_memberships=recall.memberships.cpu(),
         protocol={

@@ -16,6 +16,7 @@ from torch_fidelity_lsh.coordinates import UNIT
 DIRECTION_UNIT = 2.0**-12
 
 PROBABILITY_UNIT = 2.0**-20
+MULTIPLIERS = 2**31
 
 CALIBRATION_TABLES = 4
 WIDTHS_PER_OCTAVE = 8
@@ -28,7 +29,7 @@ class HashFamily:
     Attributes:
         directions: P x (L K) whole multiples of ``DIRECTION_UNIT``.
         offsets: L x K.
-        multipliers: L x K odd 64-bit numbers that mix the values into one key.
+        multipliers: L x K whole numbers below 2^31 that mix the values into one key.
         batch_size: Rows hashed at a time.
     """
 
@@ -44,7 +45,7 @@ class HashFamily:
         shape = config.num_tables, config.num_hashes
         directions = np.rint(rng.standard_normal((dimension, math.prod(shape))) / DIRECTION_UNIT)
         offsets = rng.random(shape)
-        multipliers = rng.integers(-(2**63), 2**63, shape, dtype=np.int64) | 1
+        multipliers = rng.integers(MULTIPLIERS, size=shape).astype(np.float64)
         return cls(
             torch.from_numpy(directions).to(device),
             torch.from_numpy(offsets).to(device),
@@ -65,7 +66,7 @@ class HashFamily:
         )
 
     def keys(self, coordinates: torch.Tensor, *widths: float) -> list[torch.Tensor]:
-        """Return the L x N int64 keys of N x P coordinates, one tensor for each bucket width."""
+        """Return the L x N keys, whole numbers in float64, of N x P coordinates, one tensor for each bucket width."""
         blocks = [self._keys_of_block(block, widths) for block in torch.split(coordinates, self.batch_size)]
         return [torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True)]
 
@@ -74,8 +75,9 @@ class HashFamily:
         return [self._mix(projected, width) for width in widths]
 
     def _mix(self, projected: torch.Tensor, width: float) -> torch.Tensor:
-        cells = torch.floor(projected / (width / (UNIT * DIRECTION_UNIT)) + self.offsets)
-        return (cells.long() * self.multipliers).sum(-1).T.contiguous()
+        cells = projected.mul(UNIT * DIRECTION_UNIT / width).add_(self.offsets).floor_()
+        # Exact, in any order of summation, up to 2^53: with a dozen hashes for cells up to 2^18.
+        return torch.einsum("nlk,lk->ln", cells, self.multipliers).contiguous()
 
     def find_width(self, coordinates: torch.Tensor, reaches: Callable[[torch.Tensor], bool]) -> float:
         """Return the smallest of the widths 2^(i/8) that satisfies a condition wider buckets satisfy too.
@@ -108,26 +110,72 @@ class HashFamily:
         return float(2 ** (high / WIDTHS_PER_OCTAVE))
 
 
-def counts_in(sorted_keys: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Count, table by table, the samples of an index that share each key.
+@dataclass(frozen=True)
+class Buckets:
+    """The buckets of N samples in L tables.
 
-    Args:
-        sorted_keys: L x N, ascending in each row.
-        keys: L x M.
+    Places are positions in sorted order; a bucket lies from its start up to its end.
 
-    Returns:
-        L x M counts, int64.
-
-    Example:
-        >>> counts_in(torch.tensor([[3, 5, 5]]), torch.tensor([[5, 4, 3]]))
-        tensor([[2, 0, 1]])
+    Attributes:
+        keys: L x N, sorted in each row.
+        order: L x N rows of the samples in that order.
+        starts: L x N places where the bucket of the sample in each place starts.
+        ends: L x N places where it ends.
     """
-    return torch.searchsorted(sorted_keys, keys, right=True) - torch.searchsorted(sorted_keys, keys)
+
+    keys: torch.Tensor
+    order: torch.Tensor
+    starts: torch.Tensor
+    ends: torch.Tensor
+
+    @classmethod
+    def of(cls, keys: torch.Tensor) -> Buckets:
+        """Sort L x N keys."""
+        keys, order = keys.sort(dim=1, stable=True)
+        size = keys.shape[1]
+        places = torch.arange(size, device=keys.device).expand_as(keys)
+        is_edge = torch.nn.functional.pad(keys[:, 1:] != keys[:, :-1], (1, 1), value=True)
+        starts = places.masked_fill(~is_edge[:, :-1], 0).cummax(1).values
+        ends = (places + 1).masked_fill(~is_edge[:, 1:], size).flip(1).cummin(1).values.flip(1)
+        return cls(keys, order, starts, ends)
+
+    def find(self, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the L x M starts and ends of the buckets that belong to L x M keys.
+
+        Example:
+            >>> start, end = Buckets.of(torch.tensor([[3, 5, 5]])).find(torch.tensor([[5, 4, 3]]))
+            >>> end - start
+            tensor([[2, 0, 1]])
+        """
+        start = torch.searchsorted(self.keys, keys)
+        place = start.clamp(max=self.keys.shape[1] - 1)
+        end = torch.where(self.keys.gather(1, place) == keys, self.ends.gather(1, place), start)
+        return start, end
+
+    def find_own(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the L x N starts and ends of the samples' own buckets."""
+        return self._by_sample(self.starts), self._by_sample(self.ends)
+
+    @property
+    def collisions(self) -> float:
+        """Probability in [0, 1] that two of the samples share a bucket."""
+        tables, size = self.keys.shape
+        return int((self.ends - self.starts - 1).sum()) / (tables * size * max(1, size - 1))
+
+    def sums(self, values: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Sum N values, whole multiples of a unit, over each of the L x M buckets found."""
+        start, end = found
+        running = torch.nn.functional.pad(values[self.order].cumsum(1), (1, 0))
+        return running.gather(1, end) - running.gather(1, start)
+
+    def _by_sample(self, by_place: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(by_place).scatter_(1, self.order, by_place)
 
 
 def others_in_bucket(keys: torch.Tensor) -> torch.Tensor:
     """Count, table by table, the other samples of a set that share each sample's key: L x N from L x N keys."""
-    return counts_in(keys.sort(dim=1).values, keys) - 1
+    start, end = Buckets.of(keys).find_own()
+    return end - start - 1
 
 
 def occupancy(counts: torch.Tensor, share: float) -> torch.Tensor:

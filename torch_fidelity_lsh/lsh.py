@@ -9,23 +9,19 @@ support as dense ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from torch_fidelity_lsh.calibration import Evidence, Verdict
+from torch_fidelity_lsh.calibration import LOOSE_QUORUM, QUORUM, Evidence, Verdict, memberships
 from torch_fidelity_lsh.config import ResolvedConfig
-from torch_fidelity_lsh.hashing import HashFamily, occupancy, others_in_bucket, rounded
+from torch_fidelity_lsh.hashing import Buckets, HashFamily, occupancy, others_in_bucket, rounded
 
-NUM_WIDTHS = 8
+NUM_WIDTHS = 5
 COARSE_OCCUPANCY = 0.97
-QUORUM = 0.5  # share of the left-out samples that may fail the test; more tell samples off the manifold apart better
-# Nearly all samples of the set pass this second test, and none far away: samples piled up in a dense spot cannot pay
-# for others that lie outside.
-COARSE_QUORUM = 0.05
 OUTLIER_OCCUPANCY = 0.1  # of a sample's coarsest buckets; with less company it is an outlier
 NUM_TABLE_GROUPS = 8
+CROWDING_TABLES = 4
 MEAN_UNIT = 2.0**-12
 
 
@@ -48,7 +44,8 @@ class BucketSupport:
         family = HashFamily.sample(real.shape[1], config, real.device)
 
         def width_at(target: float) -> float:
-            return family.find_width(real, lambda keys: bool(_left_out(keys, thinned_to).mean() >= target))
+            share = (thinned_to - 1) / max(1, len(real) - 1)
+            return family.find_width(real, lambda keys: bool(occupancy(others_in_bucket(keys), share).mean() >= target))
 
         fine = config.bucket_width or width_at(config.occupancy)
         step = max(1.0, width_at(COARSE_OCCUPANCY) / fine) ** (1 / (NUM_WIDTHS - 1))
@@ -58,61 +55,31 @@ class BucketSupport:
         """Judge M x P coordinates by the buckets of N x P ones, as if only ``thinned_to`` of the N were indexed."""
         support_keys = self.family.keys(support, *self.widths)
         assessed_keys = self.family.keys(assessed, *self.widths)
-        # An outlier is no company: samples near it, if far from all others, are outside.
-        is_company = _left_out(support_keys[-1], thinned_to).mean(0) >= OUTLIER_OCCUPANCY
-        buckets = [_Buckets.of(keys, is_company.double()) for keys in support_keys]
-        share, share_left_out = thinned_to / len(support), (thinned_to - 1) / (len(support) - 1)
+        share, share_left_out = thinned_to / len(support), (thinned_to - 1) / max(1, len(support) - 1)
+        buckets = [Buckets.of(keys) for keys in support_keys]
         found = [b.find(keys) for b, keys in zip(buckets, assessed_keys, strict=True)]
-        found_left_out = [b.find(keys) for b, keys in zip(buckets, support_keys, strict=True)]
-        counts = [b.sums(b.members, at) for b, at in zip(buckets, found, strict=True)]
-        counts_left_out = [b.sums(b.members, at) - b.members for b, at in zip(buckets, found_left_out, strict=True)]
-        closeness = torch.stack([occupancy(c, share_left_out) for c in counts_left_out]).sum((0, 1))
+        found_left_out = [b.find_own() for b in buckets]
+        # An outlier is no company: samples near it, if far from all others, are outside.
+        start, end = found_left_out[-1]
+        members = (occupancy(end - start - 1, share_left_out).mean(0) >= OUTLIER_OCCUPANCY).double()
+        counts = [b.sums(members, at) for b, at in zip(buckets, found, strict=True)]
+        counts_left_out = [b.sums(members, at) - members for b, at in zip(buckets, found_left_out, strict=True)]
+        closeness = torch.stack([occupancy(c, share_left_out) for c in counts_left_out]).sum((0, 1)) * members
         company = _Company.meet(buckets, closeness, found, counts, share)
         company_left_out = _Company.meet(buckets, closeness, found_left_out, counts_left_out, share_left_out, True)
+        groups = range(company.num_groups) if company.num_groups > 1 else ()
+        crowding = Buckets.of(assessed_keys[0][:CROWDING_TABLES]).collisions - buckets[0].collisions
         return Verdict(
-            memberships=_memberships(company.excess(), company_left_out.excess()),
-            evidence=[
-                _evidence(company.excess, company_left_out.excess, QUORUM, company.num_groups),
-                _evidence(company.at_coarsest, company_left_out.at_coarsest, COARSE_QUORUM, company.num_groups),
-            ],
+            memberships=memberships(company.excess(), company_left_out.excess()),
+            strict=Evidence.of(company.excess(), company_left_out.excess(), QUORUM),
+            loose=Evidence.of(company.coarsest, company_left_out.coarsest, LOOSE_QUORUM),
+            crowding=(len(assessed) - 1) * max(0.0, crowding),
+            jackknife=[Evidence.of(company.excess(g), company_left_out.excess(g), QUORUM) for g in groups],
         )
 
     def to_dict(self) -> dict[str, object]:
         """Return the fitted widths, for the protocol."""
         return {"bucket_widths": list(self.widths)}
-
-
-@dataclass(frozen=True)
-class _Buckets:
-    """The buckets of one width.
-
-    Attributes:
-        sorted_keys: L x N.
-        order: L x N rows in that order.
-        members: N; 1 for samples that are company to others, 0 for outliers.
-    """
-
-    sorted_keys: torch.Tensor
-    order: torch.Tensor
-    members: torch.Tensor
-
-    @classmethod
-    def of(cls, keys: torch.Tensor, members: torch.Tensor) -> _Buckets:
-        """Sort L x N keys."""
-        return cls(*keys.sort(dim=1), members)
-
-    def find(self, query_keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the L x M places where the buckets of L x M keys start and end in sorted order."""
-        return (
-            torch.searchsorted(self.sorted_keys, query_keys),
-            torch.searchsorted(self.sorted_keys, query_keys, right=True),
-        )
-
-    def sums(self, values: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Sum N values, whole multiples of a unit, over each of the L x M buckets found."""
-        start, end = found
-        running = torch.nn.functional.pad(values[self.order].cumsum(1), (1, 0))
-        return running.gather(1, end) - running.gather(1, start)
 
 
 @dataclass(frozen=True)
@@ -123,7 +90,7 @@ class _Company:
 
     Attributes:
         closeness: G x M occupancies of the samples' buckets, over all widths.
-        coarsest: G x M occupancies at the coarsest width alone.
+        coarsest: M occupancies at the coarsest width alone, of all tables; `-inf` where all those buckets are empty.
         met: G x M mean closeness (over all tables) of those met in the finest bucket that holds anyone.
         weight: G x M probabilities of meeting anyone; ``met`` is to be divided by it.
     """
@@ -136,7 +103,7 @@ class _Company:
     @classmethod
     def meet(
         cls,
-        buckets: list[_Buckets],
+        buckets: list[Buckets],
         closeness: torch.Tensor,
         found: list[tuple[torch.Tensor, torch.Tensor]],
         counts: list[torch.Tensor],
@@ -147,7 +114,7 @@ class _Company:
 
         Args:
             buckets: Those of each width, fine to coarse.
-            closeness: N closenesses of the set's samples.
+            closeness: N closenesses of the set's samples, 0 for those that are no company.
             found: For each width where the buckets of the M queries start and end.
             counts: For each width the L x M numbers of members in the queries' buckets.
             share: Share of the members to be thought of as indexed.
@@ -156,8 +123,7 @@ class _Company:
         still_alone = torch.ones_like(counts[0])
         all_occupied, met, weight = [], [], []
         for level, at, count in zip(buckets, found, counts, strict=True):
-            values = closeness * level.members
-            sums = level.sums(values, at) - (values if leave_out_self else 0)
+            sums = level.sums(closeness, at) - (closeness if leave_out_self else 0)
             mean = (sums / count.clamp(min=1)).div_(MEAN_UNIT).round_().mul_(MEAN_UNIT)
             occupied = occupancy(count, share)
             meeting = rounded(still_alone * occupied)
@@ -167,7 +133,8 @@ class _Company:
             weight.append(_by_group(meeting))
         sums_by_group = (torch.stack(levels).sum(0) for levels in (all_occupied, met, weight))
         closeness_of_queries, met_total, weight_total = sums_by_group
-        return cls(closeness_of_queries, all_occupied[-1], met_total, weight_total)
+        coarsest = all_occupied[-1].sum(0)
+        return cls(closeness_of_queries, coarsest.masked_fill(coarsest == 0, -math.inf), met_total, weight_total)
 
     @property
     def num_groups(self) -> int:
@@ -181,19 +148,9 @@ class _Company:
         excess = scale * self._total(self.closeness, without_group) - self._total(self.met, without_group) / weight
         return excess.masked_fill(weight == 0, -math.inf)
 
-    def at_coarsest(self, without_group: int | None = None) -> torch.Tensor:
-        """Return the occupancy of each sample's coarsest buckets, `-inf` for one that is alone in all."""
-        total = self._total(self.coarsest, without_group)
-        return total.masked_fill(total == 0, -math.inf)
-
     def _total(self, groups: torch.Tensor, without_group: int | None) -> torch.Tensor:
         total = groups.sum(0)
         return total if without_group is None else total - groups[without_group]
-
-
-def _left_out(keys: torch.Tensor, thinned_to: int) -> torch.Tensor:
-    """Return, for L x N keys, the L x N occupancy of each sample's bucket by the others of its set."""
-    return occupancy(others_in_bucket(keys), (thinned_to - 1) / (keys.shape[1] - 1))
 
 
 def _by_group(per_table: torch.Tensor) -> torch.Tensor:
@@ -201,28 +158,3 @@ def _by_group(per_table: torch.Tensor) -> torch.Tensor:
     tables = len(per_table)
     groups = max(g for g in range(1, NUM_TABLE_GROUPS + 1) if tables % g == 0)
     return per_table.view(groups, tables // groups, -1).sum(1)
-
-
-def _memberships(excess: torch.Tensor, excess_left_out: torch.Tensor) -> torch.Tensor:
-    """Return the share of left-out samples no closer than each sample, in parts of the quorum and at most 1."""
-    rank = torch.searchsorted(excess_left_out.sort().values, excess, right=True)
-    memberships = (rank / (QUORUM * len(excess_left_out))).double().clamp(max=1)
-    return memberships.masked_fill(excess == -math.inf, 0)
-
-
-def _evidence(
-    assessed: Callable[[int | None], torch.Tensor],
-    left_out: Callable[[int | None], torch.Tensor],
-    quorum: float,
-    num_groups: int,
-) -> Evidence:
-    """Test whether samples score at least the quantile ``quorum`` of the left-out ones, and better than `-inf`."""
-
-    def passed(without_group: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        scores, scores_left_out = assessed(without_group), left_out(without_group)
-        threshold = scores_left_out.kthvalue(1 + int(quorum * (len(scores_left_out) - 1))).values
-        reached, reached_left_out = (((s >= threshold) & (s > -math.inf)).double() for s in (scores, scores_left_out))
-        return reached, reached_left_out
-
-    jackknife = [passed(group) for group in range(num_groups)] if num_groups > 1 else []
-    return Evidence(*passed(None), jackknife)

@@ -1,31 +1,33 @@
-"""Metric ``lsh_knn``: support by balls around nearest neighbours, searched among the samples that share a bucket."""
+"""Metric ``lsh_knn``: support by distances to nearest neighbours, searched among the samples that share a bucket.
+
+How far are a sample's neighbours, in units of how far these have theirs? That is about 1 inside a set at any density,
+and more outside: a local outlier factor (Breunig et al., 2000) in its simplified form.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from torch_fidelity_lsh.buckets import Block, BucketIndex, smallest_distinct
-from torch_fidelity_lsh.calibration import Evidence, Verdict
+from torch_fidelity_lsh.buckets import BucketIndex
+from torch_fidelity_lsh.calibration import LOOSE_QUORUM, QUORUM, Evidence, Verdict, exact_mean, memberships
 from torch_fidelity_lsh.config import ResolvedConfig
-from torch_fidelity_lsh.hashing import HashFamily, occupancy, others_in_bucket
+from torch_fidelity_lsh.hashing import Buckets, HashFamily, occupancy, others_in_bucket, rounded
 
 BUCKET_CAPACITY = 16  # samples searched in a bucket, times log2 of the samples indexed
-CANDIDATES = 4  # for each neighbour asked for, at least, on average over the real samples
+CANDIDATES = 8  # for each neighbour asked for, at least, on average over the real samples
+FAR = 2.0  # radii; what is further away, or not found, counts as this far
 
 
 @dataclass(frozen=True)
-class BallSupport:
-    """Says in how many balls of the samples of an index a sample lies.
+class NeighbourSupport:
+    """Says how remote samples are from a set; fitted on the real samples, used both ways.
 
-    A ball's radius is the distance to the k-th nearest among the samples that share a bucket with its centre in any
-    table. A sample with fewer such candidates is an outlier and gets no ball. Balls are counted with radii capped at
-    the median radius of the next k neighbours, so that a sample at the rim does not claim the space around it. A cap
-    that is the same everywhere would empty the sparse modes of a set: a generator of one sparse mode alone would score
-    a low precision.
+    A sample's radius is the distance to its k-th nearest among the samples of its set that share a bucket with it in
+    any table. The *remoteness* of a point is the mean, over its k nearest, of the distance in units of their radii,
+    the least left out. Units are local, so that sparse modes are as much part of the support as dense ones.
 
     Attributes:
         family: The hash functions.
@@ -38,7 +40,7 @@ class BallSupport:
     neighborhood: int
 
     @classmethod
-    def fit(cls, real: torch.Tensor, thinned_to: int, config: ResolvedConfig) -> BallSupport:
+    def fit(cls, real: torch.Tensor, thinned_to: int, config: ResolvedConfig) -> NeighbourSupport:
         """Find the bucket width for N x P distinct real coordinates, as if only ``thinned_to`` of them were indexed."""
         target_occupancy = config.occupancy
         capacity = _capacity(thinned_to, config.neighborhood)
@@ -57,29 +59,30 @@ class BallSupport:
         return cls(family, config.bucket_width or family.find_width(real, reaches), config.neighborhood)
 
     def assess(self, assessed: torch.Tensor, support: torch.Tensor, thinned_to: int) -> Verdict:
-        """Judge M x P coordinates by the balls of ``thinned_to`` of the N x P ones of the support."""
+        """Judge M x P coordinates by ``thinned_to`` of the N x P ones of the support."""
         k = self.neighborhood
         index = BucketIndex.build(self.family, self.width, support, thinned_to, _capacity(thinned_to, k))
-        distances = ((block, block.squared_distances) for block in index.blocks_of_others())
-        nearest, neighbours = smallest_distinct(2 * k, distances, thinned_to, index)
-        radii = nearest[:, k - 1]
-        # Not the k nearest themselves: the radius of a sample, left out, must not have a say in whether it is inside.
-        around = torch.where(nearest[:, k:].isfinite(), radii[neighbours[:, k:]], radii[:, None])
-        capped = torch.minimum(radii, around.median(1).values)
-        balls = _Balls(index, radii, capped, exists=radii.isfinite())
-        any_ball, inside = balls.count(index.blocks_of(assessed), len(assessed), at_most=k)
-        # A sample left out is judged by the balls that exist without it. Without it such a ball would be larger only if
-        # it lies inside already, so that the radii need not be found again.
-        balls_left_out = _Balls(index, radii, capped, exists=nearest[:, k].isfinite())
-        any_ball_left_out, inside_left_out = balls_left_out.count(index.blocks_of_others(), thinned_to, at_most=k)
+        to_others, others = index.nearest_others(k + 1)
+        radii, radii_without_one = to_others[:, k - 1], to_others[:, k]
+        buckets = Buckets.of(self.family.keys(assessed, self.width)[0])
+        distances, members = index.nearest(assessed, buckets, k)
+        remoteness = _remoteness(distances, radii[members])
+        own, others = to_others[:, :k], others[:, :k]
+        # Left out, a sample is no longer among the k nearest of others.
+        radii_left_out = torch.where(own <= radii[others], radii_without_one[others], radii[others])
+        remoteness_left_out = _remoteness(own, radii_left_out)
+        strict = Evidence.of(-remoteness, -remoteness_left_out, QUORUM)
+        # Samples more alike than those of the support, and near the same of these, repeat one observation.
+        crowding = min(
+            buckets.collisions - index.buckets.collisions,
+            _first(members).collisions - _first(others).collisions,
+        )
         return Verdict(
-            memberships=inside / k,
-            evidence=[
-                # With radii as they are nearly every real sample is inside: samples piled up in a dense spot, where all
-                # pass the stricter test, cannot pay here for others that lie outside.
-                Evidence(any_ball, any_ball_left_out),
-                Evidence(inside / k, inside_left_out / k),
-            ],
+            memberships=memberships(-remoteness, -remoteness_left_out),
+            strict=strict,
+            loose=Evidence.of(-remoteness, -remoteness_left_out, LOOSE_QUORUM),
+            dependence=1 + k * _agreement(strict.left_out, others),
+            crowding=k * (len(assessed) - 1) * max(0.0, crowding),
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -87,36 +90,31 @@ class BallSupport:
         return {"bucket_width": self.width}
 
 
-class _Balls:
-    """Balls around the samples of an index.
+def _remoteness(distances: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
+    """Return the mean of M x k distances in units of radii, `inf` where all are far; either may be `inf`.
 
-    Args:
-        index: The N samples.
-        radii: N squared radii.
-        capped_radii: N squared radii.
-        exists: Which of them have a ball.
+    The least of the k is left out: an outlier has a large radius, and would lend support to all around it.
     """
+    ratios = torch.where(distances == radii, 1.0, distances / radii)
+    ratios = ratios.masked_fill(distances.isinf() | radii.isinf(), FAR).clamp(max=FAR)
+    ratios = rounded(ratios)
+    mean = (ratios.sum(1) - ratios.amin(1)) / (ratios.shape[1] - 1)
+    return mean.masked_fill(mean == FAR, math.inf)
 
-    def __init__(
-        self, index: BucketIndex, radii: torch.Tensor, capped_radii: torch.Tensor, exists: torch.Tensor
-    ) -> None:
-        self.index = index
-        # Nothing is inside a negative radius.
-        self.radii = radii.masked_fill(~exists, -1)
-        self.capped_radii = capped_radii.masked_fill(~exists, -1)
 
-    def count(self, blocks: Iterable[Block], num_queries: int, at_most: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return, for M queries, 1 where one is in any ball, and the number of balls with capped radii it is in."""
-        in_any = torch.zeros(num_queries, dtype=torch.bool, device=self.radii.device)
+def _agreement(passed: torch.Tensor, neighbours: torch.Tensor) -> float:
+    """Return how far, in [0, 1], N samples pass or fail, 1 or 0, as their N x k neighbours do: a correlation."""
+    pairs = neighbours >= 0
+    share, both = exact_mean(passed), int(((passed > 0)[:, None] & (passed > 0)[neighbours] & pairs).sum())
+    if not 0 < share < 1 or not both:
+        return 0.0
+    return max(0.0, (both / int(pairs.sum()) - share**2) / (share * (1 - share)))
 
-        def heights() -> Iterator[tuple[Block, torch.Tensor]]:
-            for block in blocks:
-                reached = (block.squared_distances <= self.radii[block.members][:, None]).any(-1)
-                in_any[block.queries[block.is_query & reached]] = True
-                yield block, block.squared_distances - self.capped_radii[block.members][:, None]
 
-        lowest, _ = smallest_distinct(at_most, heights(), num_queries, self.index)
-        return in_any.double(), (lowest <= 0).sum(1).double()
+def _first(members: torch.Tensor) -> Buckets:
+    """Put samples with the same first of M x k members together, those without any each on its own."""
+    first = members[:, 0]
+    return Buckets.of(torch.where(first < 0, -1 - torch.arange(len(first), device=first.device), first)[None])
 
 
 def _capacity(num_samples: int, neighborhood: int) -> int:

@@ -1,0 +1,92 @@
+"""The metrics that are compared, each giving a number for fidelity and one for diversity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import peers
+import torch
+from checks import digest
+from torch import Tensor
+
+import torch_fidelity_lsh
+from torch_fidelity_lsh import LSHConfig, PrecisionRecall, lsh_knn_precision_recall, lsh_precision_recall
+
+Interval = tuple[float, float]
+
+
+class Measurement(NamedTuple):
+    """What a metric says about two sets, with 95 % confidence intervals if it has any."""
+
+    fidelity: float
+    diversity: float
+    fidelity_interval: Interval | None = None
+    diversity_interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One pair of columns.
+
+    Attributes:
+        name: Under which it is asked for and kept.
+        title: Names of fidelity and diversity.
+        measure: (generated, real, seed) to measurement.
+        source: Digest of the code; earlier measurements by other code do not count.
+        max_cost: Largest number of samples squared times (dimension + 100) that is measured.
+        ours: Whether it is this project's.
+    """
+
+    name: str
+    title: tuple[str, str]
+    measure: Callable[[Tensor, Tensor, int], Measurement]
+    source: str
+    max_cost: float = float("inf")
+    ours: bool = False
+
+
+def _ours(name: str, title: tuple[str, str], function: Callable[..., PrecisionRecall]) -> Metric:
+    def measure(generated: Tensor, real: Tensor, seed: int) -> Measurement:
+        result = function(generated, real, LSHConfig(seed=seed))
+        intervals = [_interval(result, side) for side in ("precision", "recall")]
+        return Measurement(result.precision, result.recall, *intervals)
+
+    # Read now: this is the code that is imported, whatever is edited while it measures.
+    source = digest(*sorted(Path(torch_fidelity_lsh.__file__).parent.glob("*.py")))
+    return Metric(name, title, measure, source, ours=True)
+
+
+def _interval(result: PrecisionRecall, side: str) -> Interval:
+    if hasattr(result, f"{side}_ci_low"):
+        return getattr(result, f"{side}_ci_low"), getattr(result, f"{side}_ci_high")
+    value, margin = getattr(result, side), 1.96 * getattr(result, f"{side}_stderr")
+    return max(0.0, value - margin), min(1.0, value + margin)
+
+
+def _peer(name: str, title: tuple[str, str], function: Callable[[Tensor, Tensor], tuple[float, float]]) -> Metric:
+    def measure(generated: Tensor, real: Tensor, seed: int) -> Measurement:
+        return Measurement(*function(generated, real))
+
+    # 10,000 samples a side in 200 dimensions; time and memory grow with the square.
+    source = "-".join([digest(Path(peers.__file__)), version("torch-fidelity"), version("prdc")])
+    return Metric(name, title, measure, source, max_cost=3e10)
+
+
+METRICS = (
+    _ours("lsh", ("lsh P", "lsh R"), lsh_precision_recall),
+    _ours("lsh_knn", ("lsh_knn P", "lsh_knn R"), lsh_knn_precision_recall),
+    _peer("knn", ("kNN P", "kNN R"), peers.knn),
+    _peer("density_coverage", ("density", "coverage"), peers.density_coverage),
+    _peer("clipped", ("clip D", "clip C"), peers.clipped),
+    _peer("symmetric", ("sym P", "sym R"), peers.symmetric),
+    _peer("probabilistic", ("prob P", "prob R"), peers.probabilistic),
+)
+
+
+def to_tensors(*arrays: object) -> list[Tensor]:
+    """Return contiguous tensors."""
+    return [torch.as_tensor(array).contiguous() for array in arrays]

@@ -1,0 +1,123 @@
+"""Curves of the checks that show best how metrics differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from board import Board, Store
+from checks import NUMBERS
+from criteria import Curve
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SHOWN = {"lsh": "lsh", "lsh_knn": "lsh_knn", "knn": "kNN (k = 3)", "clipped": "Clipped (K = 5)"}
+OUTLIERS = {"none": ("black", "-"), "real": ("tab:orange", "--"), "generated": ("tab:blue", ":")}
+COLORS = dict(zip(SHOWN, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=True))
+
+
+def draw_all(board: Board, store: Store, folder: Path) -> list[Path]:
+    """Draw what is measured; return the files."""
+    drawn = [
+        draw_outlier(board, store, folder),
+        draw_dropping(board, store, folder),
+        draw_mixtures(board, store, folder),
+    ]
+    return [path for path in drawn if path is not None]
+
+
+def draw_outlier(board: Board, store: Store, folder: Path) -> Path | None:
+    """Draw the mean shift with and without one outlier."""
+    measured = _curves(board, store, "one_outlier")
+    if not measured:
+        return None
+    figure, axes = _panels(measured, "mean of the generated samples (real: 0)")
+    for column, curves in zip(axes.T, measured.values(), strict=True):
+        for panel, number in zip(column, NUMBERS, strict=True):
+            for curve in curves[number]:
+                d, outlier = curve.group
+                if d == 8:
+                    color, style = OUTLIERS[outlier]
+                    panel.plot(curve.x, curve.y, style, color=color, marker=".", label=f"outlier: {outlier}")
+    axes[0, 0].legend(fontsize=8)
+    figure.suptitle(
+        "Mean shift in 8 dimensions with one of 1000 samples an outlier (real: at 9, generated: at -9): "
+        "the curves should coincide",
+        fontsize=11,
+    )
+    return _save(figure, folder / "outlier.png")
+
+
+def draw_dropping(board: Board, store: Store, folder: Path) -> Path | None:
+    """Draw sequential mode dropping."""
+    measured = _curves(board, store, "sequential_drop")
+    if not measured:
+        return None
+    figure, axes = _panels(measured, "dropped modes, of 10")
+    for column, curves in zip(axes.T, measured.values(), strict=True):
+        for panel, number in zip(column, NUMBERS, strict=True):
+            for curve in curves[number]:
+                panel.plot(curve.x, curve.y, marker=".", label=curve.label)
+            x = curves[number][0].x
+            panel.plot(x, np.ones(len(x)) if number == "fidelity" else 1 - x / 10, "--", color="grey", label="truth")
+    axes[0, 0].legend(fontsize=8)
+    figure.suptitle("Mode dropping: fidelity should stay, diversity should fall with the kept modes")
+    return _save(figure, folder / "mode_dropping.png")
+
+
+def draw_mixtures(board: Board, store: Store, folder: Path) -> Path | None:
+    """Draw the known mixtures."""
+    sides = {"fidelity": "mixture_precision", "diversity": "mixture_recall"}
+    measured = {number: _curves(board, store, check) for number, check in sides.items()}
+    if not all(measured.values()):
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), sharey=True, layout="constrained")
+    for panel, (number, curves_by_metric) in zip(axes, measured.items(), strict=True):
+        for name, curves in curves_by_metric.items():
+            (curve,) = curves[number]
+            title = board.metrics[name].title[NUMBERS.index(number)]
+            panel.errorbar(
+                curve.x, curve.y, curve.values.std(0), marker=".", color=COLORS[name], capsize=2, label=title
+            )
+        panel.plot([0, 1], [1, 0], "--", color="grey", label="truth")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    axes[0].set(title="Fidelity", xlabel="share of generated images of other digits", ylabel="value")
+    axes[1].set(title="Diversity", xlabel="share of real images of other digits")
+    figure.suptitle("Digits 0-4 mixed with digits 5-9, features of a network")
+    return _save(figure, folder / "mixtures.png")
+
+
+def _curves(board: Board, store: Store, check: str) -> dict[str, dict[str, list[Curve]]]:
+    measured = {name: board.curves(store, board.checks[check], board.metrics[name]) for name in SHOWN}
+    return {name: curves for name, curves in measured.items() if curves}
+
+
+def _panels(metrics: Sequence[str] | dict, xlabel: str) -> tuple[plt.Figure, np.ndarray]:
+    figure, axes = plt.subplots(
+        2,
+        len(metrics),
+        figsize=(3.2 * len(metrics), 5.5),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for column, name in zip(axes.T, metrics, strict=True):
+        column[0].set_title(SHOWN[name])
+        column[1].set_xlabel(xlabel, fontsize=8)
+        for panel in column:
+            panel.grid(alpha=0.3)
+            panel.set_ylim(-0.05, 1.1)
+    for panel, number in zip(axes[:, 0], NUMBERS, strict=True):
+        panel.set_ylabel(number)
+    return figure, axes
+
+
+def _save(figure: plt.Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
