@@ -29,7 +29,8 @@ class LSHConfig:
     """Settings of ``lsh`` and ``lsh_knn``; the keywords and flags of fidelity calls are these names after ``lsh_``.
 
     Attributes:
-        neighborhood: Number of nearest neighbours k that ``lsh_knn`` looks at. At least 2. Default: 15.
+        neighborhood: Number of nearest neighbours k that ``lsh_knn`` looks at. At least 2. Default: `None`, that is 15,
+            or an eighth of the samples of the smaller set if that is less, and at least 2.
         num_tables: Number L of hash tables. Default: 32 in ``lsh``, 16 in ``lsh_knn``.
         num_hashes: Number K of hash values that make a key. Default: 12 in ``lsh``, 8 in ``lsh_knn``.
         bucket_width: Width w of a hash cell, the finest in ``lsh``, in units of the coordinates. Default: `None`, found
@@ -55,7 +56,9 @@ class LSHConfig:
         ValueError: num_tables must be an integer of at least 1, or None; got 0
     """
 
-    neighborhood: int = _setting(15, int, "nearest neighbours looked at (lsh_knn)")
+    neighborhood: int | None = _setting(
+        None, int, "nearest neighbours looked at (lsh_knn); 15 if not given, fewer where there are under 120 samples"
+    )
     num_tables: int | None = _setting(None, int, "hash tables; 32 in lsh, 16 in lsh_knn if not given")
     num_hashes: int | None = _setting(None, int, "hash values in a key; 12 in lsh, 8 in lsh_knn if not given")
     bucket_width: float | None = _setting(None, float, "width of a hash cell; found from the occupancy if not given")
@@ -82,7 +85,7 @@ class LSHConfig:
 
     def _check(self, name: str, is_type: Any, is_in_range: Any, accepted: str) -> None:
         value = getattr(self, name)
-        optional = name in METRIC_DEFAULTS["lsh"] or name == "bucket_width"
+        optional = name in METRIC_DEFAULTS["lsh"] or name in ("bucket_width", "neighborhood")
         if value is None and optional:
             return
         if not (is_type(value) and is_in_range(value)):

@@ -149,8 +149,8 @@ def lsh_knn_precision_recall(
     samples piled up in a dense spot from paying for others far away.
 
     Args:
-        features_generated: M x D generated samples, float tensor or array, M >= ``neighborhood`` + 2.
-        features_real: N x D real samples, N >= ``neighborhood`` + 2, on the same device.
+        features_generated: M x D generated samples, float tensor or array, M >= ``neighborhood`` + 2, or 4.
+        features_real: N x D real samples, N >= ``neighborhood`` + 2, or 4, on the same device.
         config: Settings. Default: ``LSHConfig()``.
 
     Raises:
@@ -158,7 +158,7 @@ def lsh_knn_precision_recall(
     """
     config = config or LSHConfig()
     # A left-out sample leaves one fewer, of which each needs k others.
-    at_least = config.neighborhood + 2
+    at_least = (config.neighborhood or 2) + 2
     return _measure("lsh_knn", NeighbourSupport, features_generated, features_real, config, at_least)
 
 

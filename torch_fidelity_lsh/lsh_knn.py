@@ -16,6 +16,8 @@ from torch_fidelity_lsh.calibration import LOOSE_QUORUM, QUORUM, Evidence, Verdi
 from torch_fidelity_lsh.config import ResolvedConfig
 from torch_fidelity_lsh.hashing import Buckets, HashFamily, occupancy, others_in_bucket, rounded
 
+NEIGHBORHOOD = 15
+SAMPLES_PER_NEIGHBOUR = 8  # at least, if the neighbourhood is not given
 BUCKET_CAPACITY = 16  # samples searched in a bucket, times log2 of the samples indexed
 CANDIDATES = 8  # for each neighbour asked for, at least, on average over the real samples
 FAR = 2.0  # radii; what is further away, or not found, counts as this far
@@ -42,21 +44,19 @@ class NeighbourSupport:
     @classmethod
     def fit(cls, real: torch.Tensor, thinned_to: int, config: ResolvedConfig) -> NeighbourSupport:
         """Find the bucket width for N x P distinct real coordinates, as if only ``thinned_to`` of them were indexed."""
-        target_occupancy = config.occupancy
-        capacity = _capacity(thinned_to, config.neighborhood)
+        neighborhood = config.neighborhood or max(2, min(NEIGHBORHOOD, thinned_to // SAMPLES_PER_NEIGHBOUR))
+        capacity = _capacity(thinned_to, neighborhood)
         # No more than there are, where samples or tables are few.
-        target_candidates = min(
-            CANDIDATES * (config.neighborhood + 1) / config.num_tables, capacity / 2, (thinned_to - 1) / 2
-        )
+        target_candidates = min(CANDIDATES * (neighborhood + 1) / config.num_tables, capacity / 2, (thinned_to - 1) / 2)
         family = HashFamily.sample(real.shape[1], config, real.device)
 
         def reaches(keys: torch.Tensor) -> bool:
             share = (thinned_to - 1) / (keys.shape[1] - 1)
             others = others_in_bucket(keys)
             candidates = (share * others).clamp(max=capacity).mean()
-            return bool(occupancy(others, share).mean() >= target_occupancy and candidates >= target_candidates)
+            return bool(occupancy(others, share).mean() >= config.occupancy and candidates >= target_candidates)
 
-        return cls(family, config.bucket_width or family.find_width(real, reaches), config.neighborhood)
+        return cls(family, config.bucket_width or family.find_width(real, reaches), neighborhood)
 
     def assess(self, assessed: torch.Tensor, support: torch.Tensor, thinned_to: int) -> Verdict:
         """Judge M x P coordinates by ``thinned_to`` of the N x P ones of the support."""
@@ -86,8 +86,8 @@ class NeighbourSupport:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fitted width, for the protocol."""
-        return {"bucket_width": self.width}
+        """Return the fitted width and the neighbours looked at, for the protocol."""
+        return {"bucket_width": self.width, "neighborhood": self.neighborhood}
 
 
 def _remoteness(distances: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
