@@ -95,7 +95,7 @@ def _collisions(keys, tables):
 
 def _value(strict, loose, repetition, num_assessed, num_left_out):
     strict, loose = min(1, strict), min(1, loose)
-    noise = math.sqrt(QUORUM / (1 - QUORUM) * repetition * (1 / num_assessed + 1 / num_left_out))
+    noise = math.sqrt(QUORUM / (1 - QUORUM) * (repetition / num_assessed + 1 / num_left_out))
     share = np.clip(((loose - strict) / noise - NOTICED) / (DECISIVE - NOTICED), 0, 1)
     return loose - share * max(0, loose - strict)
 
@@ -159,7 +159,7 @@ def _knn_side(assessed, support, family, width, matched, k):
     pairs = [(passed[i], passed[j]) for i in range(matched) for _, j in near[i][:k]]
     share = np.mean(passed)
     agreement = (np.mean([a and b for a, b in pairs]) - share**2) / (share * (1 - share)) if 0 < share < 1 else 0
-    repetition = 1 + k * (max(0, agreement) + (len(assessed) - 1) * max(0, min(crowding)))
+    repetition = 1 + k * max(0, agreement) + (len(assessed) - 1) * max(0, min(crowding))
     ratios = (_ratio(scores, left_out, quorum) for quorum in (QUORUM, LOOSE_QUORUM))
     return _value(*ratios, repetition, len(assessed), matched), _memberships(scores, left_out)
 

@@ -15,7 +15,8 @@ import torch_fidelity_lsh
 from torch_fidelity_lsh.metric_lsh import lsh_features_to_metric, lsh_knn_features_to_metric
 
 METRICS = {"fid": True, "prc": True, "lsh": True, "lsh_knn": True}
-NUMBERS = ("precision", "recall", "f_score", "precision_raw", "recall_raw", "precision_stderr", "recall_stderr")
+ENDS = [f"{name}_ci_{end}" for name in ("precision", "recall", "f_score") for end in ("low", "high")]
+NUMBERS = ("precision", "recall", "f_score", "precision_raw", "recall_raw", "precision_stderr", "recall_stderr", *ENDS)
 LSH_KEYS = {f"{metric}_{number}" for metric in ("lsh", "lsh_knn") for number in NUMBERS}
 
 

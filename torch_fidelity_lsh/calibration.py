@@ -81,8 +81,8 @@ class Verdict:
     def value(self) -> float:
         """The calibrated share in [0, 1]."""
         strict, loose = min(1.0, self.strict.ratio), min(1.0, self.loose.ratio)
-        per_observation = 1 / len(self.strict.assessed) + 1 / len(self.strict.left_out)
-        noise = math.sqrt(QUORUM / (1 - QUORUM) * (self.dependence + self.crowding) * per_observation)
+        samples = (self.dependence + self.crowding) / len(self.strict.assessed) + 1 / len(self.strict.left_out)
+        noise = math.sqrt(QUORUM / (1 - QUORUM) * samples)
         shortfall = max(0.0, loose - strict)
         weight = (shortfall / noise - NOTICED) / (DECISIVE - NOTICED)
         return loose - shortfall * min(1.0, max(0.0, weight))

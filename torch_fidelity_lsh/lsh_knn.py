@@ -72,6 +72,7 @@ class NeighbourSupport:
         radii_left_out = torch.where(own <= radii[others], radii_without_one[others], radii[others])
         remoteness_left_out = _remoteness(own, radii_left_out)
         strict = Evidence.of(-remoteness, -remoteness_left_out, QUORUM)
+        dependence = 1 + k * _agreement(strict.left_out, others)
         # Samples more alike than those of the support, and near the same of these, repeat one observation.
         crowding = min(
             buckets.collisions - index.buckets.collisions,
@@ -81,8 +82,8 @@ class NeighbourSupport:
             memberships=memberships(-remoteness, -remoteness_left_out),
             strict=strict,
             loose=Evidence.of(-remoteness, -remoteness_left_out, LOOSE_QUORUM),
-            dependence=1 + k * _agreement(strict.left_out, others),
-            crowding=k * (len(assessed) - 1) * max(0.0, crowding),
+            dependence=dependence,
+            crowding=(len(assessed) - 1) * max(0.0, crowding),
         )
 
     def to_dict(self) -> dict[str, object]:
