@@ -158,7 +158,8 @@ def _knn_side(assessed, support, family, width, matched, k):
     passed = [score >= threshold and score > -math.inf for score in left_out]
     pairs = [(passed[i], passed[j]) for i in range(matched) for _, j in near[i][:k]]
     share = np.mean(passed)
-    agreement = (np.mean([a and b for a, b in pairs]) - share**2) / (share * (1 - share)) if 0 < share < 1 else 0
+    covariance = np.mean([a and b for a, b in pairs]) - np.mean([a for a, _ in pairs]) * np.mean([b for _, b in pairs])
+    agreement = covariance / (share * (1 - share)) if 0 < share < 1 else 0
     repetition = 1 + k * max(0, agreement) + (len(assessed) - 1) * max(0, min(crowding))
     ratios = (_ratio(scores, left_out, quorum) for quorum in (QUORUM, LOOSE_QUORUM))
     return _value(*ratios, repetition, len(assessed), matched), _memberships(scores, left_out)

@@ -105,11 +105,14 @@ def _remoteness(distances: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
 
 def _agreement(passed: torch.Tensor, neighbours: torch.Tensor) -> float:
     """Return how far, in [0, 1], N samples pass or fail, 1 or 0, as their N x k neighbours do: a correlation."""
-    pairs = neighbours >= 0
-    share, both = exact_mean(passed), int(((passed > 0)[:, None] & (passed > 0)[neighbours] & pairs).sum())
-    if not 0 < share < 1 or not both:
+    pairs, passed = neighbours >= 0, passed > 0
+    total, share = int(pairs.sum()), exact_mean(passed.double())
+    if not total or not 0 < share < 1:
         return 0.0
-    return max(0.0, (both / int(pairs.sum()) - share**2) / (share * (1 - share)))
+    # Those who pass are neighbours more often: the two sides of the pairs have shares of their own.
+    near, centre = passed[neighbours] & pairs, passed[:, None] & pairs
+    covariance = int((near & centre).sum()) / total - int(near.sum()) / total * int(centre.sum()) / total
+    return max(0.0, covariance / (share * (1 - share)))
 
 
 def _first(members: torch.Tensor) -> Buckets:
