@@ -17,19 +17,24 @@ def baked_copy(model: nn.Module) -> nn.Module:
     `spectral_norm` and `weight_norm`, and the masks of `torch.nn.utils.prune` are replaced by the weight they yield.
     `model` is left as it was.
     """
-    # The older hooks leave their result behind as a plain, non-leaf attribute, which deepcopy refuses to copy.
+    copied = independent_copy(model).eval()
+    for module in list(copied.modules()):
+        _bake_hooks(module)
+        if parametrize.is_parametrized(module):
+            _bake_parametrizations(module)
+    return copied
+
+
+def independent_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy, also of a model that the older hooks gave weights which `copy.deepcopy` refuses."""
+    # The older hooks leave their result behind as a plain, non-leaf attribute.
     derived = [
         value
         for module in model.modules()
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     ]
-    copied = copy.deepcopy(model, {id(value): value.detach().clone() for value in derived}).eval()
-    for module in list(copied.modules()):
-        _bake_hooks(module)
-        if parametrize.is_parametrized(module):
-            _bake_parametrizations(module)
-    return copied
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})
 
 
 def _bake_hooks(module: nn.Module) -> None:
