@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ..errors import CompressionError
-from .schedule import Schedule
+from .schedule import Schedule, due
 from .settings import check_choice, check_count, check_density, check_number
 from .topology import GROWTHS
 
@@ -37,6 +37,8 @@ class DensityControl:
         high: balance ratio at or above which it is too weak. Default 0.55. The band is not portable: it depends on
             learning rate, width and steps; see docs/sparse.
         interval: generator iterations between decisions. Default 1000.
+        warm_up: iterations without decisions. Default 0. While the discriminator learns to tell noise from images the
+            ratio is low, which would cost it weights.
         step: change of density, absolute. Default 0.05.
         floor: lowest density. Default 0.05.
         cap: highest density. Default 1.
@@ -58,6 +60,7 @@ class DensityControl:
     low: float = 0.45
     high: float = 0.55
     interval: int = 1000
+    warm_up: int = 0
     step: float = 0.05
     floor: float = 0.05
     cap: float = 1.0
@@ -66,6 +69,7 @@ class DensityControl:
 
     def __post_init__(self) -> None:
         check_count("interval", self.interval)
+        check_count("warm_up", self.warm_up, 0)
         for name in ("low", "high"):
             check_number(name, getattr(self, name))
         for name in ("step", "floor", "cap"):
@@ -79,6 +83,10 @@ class DensityControl:
                 )
         if self.exchange is not None and not isinstance(self.exchange, Schedule):
             raise CompressionError(f"exchange must be a Schedule or None; got {self.exchange!r}")
+
+    def due(self, iteration: int, iterations: int) -> bool:
+        """Tell whether there is a decision after `iteration` of `iterations`."""
+        return iteration > self.warm_up and due(iteration, self.interval, iterations)
 
     def decide(self, ratio: float | None, density: float) -> Decision:
         """Return what to do at a balance ratio and a density.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..errors import CompressionError
-from ..packing import read_file, write_file
-from ..sampling import digest
 from .average import finished_average, moving_average
 from .balance import BalanceMeter, Scores, measured_scores
+from .checkpoint import read_checkpoint, write_checkpoint
 from .config import SparseConfig
 from .density import Action, Decision, DensityControl
 from .distributed import from_first_rank
@@ -110,10 +108,11 @@ class SparseTraining:
         """
         self.discriminator_masks.apply()
         self._real = real
-        # The generator's loss is about to add its own to the discriminator's gradients.
         control = self.config.density_control
-        growing = control is not None and (control.growth == "gradient")
-        if growing and control is not None and due(self.iteration + 1, control.interval, self.config.iterations):
+        if control is None or control.growth != "gradient":
+            return
+        # Kept, because the generator's loss is about to add its own to the discriminator's gradients.
+        if control.due(self.iteration + 1, self.config.iterations):
             self._gradients = self.discriminator_masks.flat_gradients()
 
     def step_generator(self, latents: Any = None, scores: Tensor | None = None) -> Status:
@@ -167,8 +166,7 @@ class SparseTraining:
                 f"scores must be finite; they hold NaN or infinity at iteration {self.iteration}: training diverged"
             )
         arguments = latents if isinstance(latents, tuple) else (latents,)
-        measured = measured_scores(self.generator, self.discriminator, arguments, self._real, scores.detach())
-        self.meter.push(Scores(*measured))
+        self.meter.push(measured_scores(self.generator, self.discriminator, arguments, self._real, scores.detach()))
 
     def _change_generator(self) -> None:
         topology, iterations = self.config.generator_topology, self.config.iterations
@@ -183,7 +181,7 @@ class SparseTraining:
 
     def _change_discriminator(self) -> Action:
         control = self.config.density_control
-        if control is None or not due(self.iteration, control.interval, self.config.iterations):
+        if control is None or not control.due(self.iteration, self.config.iterations):
             return "none"
         decision = control.decide(self.meter.full_ratio, self.discriminator_density)
         if decision.action != "none":
@@ -246,7 +244,7 @@ class SparseTraining:
 
     def save(self, path: str | Path) -> None:
         """Write `state_dict` and settings as one safetensors file, whole or not at all."""
-        write_file(Path(path), self.state_dict(), {"sparse_training": self._identity()})
+        write_checkpoint(Path(path), self.state_dict(), self.config, (self.generator, self.discriminator))
 
     def load(self, path: str | Path) -> None:
         """Continue from a file of `save`, after the networks' own state was loaded.
@@ -254,23 +252,7 @@ class SparseTraining:
         Raises:
             CompressionError: the file is damaged, of other settings, or of other weights than the networks have now.
         """
-        tensors, content = read_file(Path(path))
-        saved, now = content.get("sparse_training"), self._identity()
-        if saved is None:
-            raise CompressionError(f"path: {path} holds no sparse training")
-        if saved["config"] != now["config"]:
-            differing = sorted(key for key in now["config"] if now["config"][key] != saved["config"].get(key))
-            raise CompressionError(f"path: {path} is of a training with other settings: {', '.join(differing)} differ")
-        if saved["weights"] != now["weights"]:
-            raise CompressionError(
-                f"path: {path} was saved with other weights than generator and discriminator have: make SparseTraining "
-                "first, then load their state dicts, saved at the same iteration, then call load()"
-            )
-        self.load_state_dict(tensors)
-
-    def _identity(self) -> dict[str, Any]:
-        weights = (p for network in (self.generator, self.discriminator) for p in network.parameters())
-        return {"config": json.loads(json.dumps(asdict(self.config))), "weights": digest(weights)}
+        self.load_state_dict(read_checkpoint(Path(path), self.config, (self.generator, self.discriminator)))
 
 
 def _agreed(masks: MaskSet, flat: Tensor) -> Tensor:

@@ -1,0 +1,176 @@
+"""The table and the pictures of sparse_gan.py, from the results of its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from gans import write_whole
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from paper_report import markdown
+from scipy.stats import t as student
+
+Run = dict[str, Any]
+
+SCORES = {
+    "FD": "frechet_inception_distance",
+    "lsh precision": "lsh_precision",
+    "lsh recall": "lsh_recall",
+    "lsh_knn precision": "lsh_knn_precision",
+    "lsh_knn recall": "lsh_knn_recall",
+}
+# Share of the training over which the balance ratio of the tables is averaged.
+TAIL = 0.25
+
+
+def write_report(folder: Path, protocol: dict[str, Any], labels: Sequence[str]) -> str:
+    """Write `results.json`, `table.md`, `sparse_gan.png` and `samples.png` to `folder`; return the tables as text."""
+    runs = [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*-*.json"))]
+    groups = {label: [run for run in runs if run["arm"] == label] for label in labels}
+    content = {"protocol": protocol, "runs": [run for group in groups.values() for run in group]}
+    write_whole(folder / "results.json", (json.dumps(content) + "\n").encode())
+    text = "\n\n".join(
+        (
+            "Mean ± standard deviation over seeds. FD: Fréchet distance of the features. Balance ratio: mean over the "
+            f"last {TAIL:.0%} of the steps. Cost: multiply-accumulates of the training, % of dense, corrected and as "
+            "in the reference.",
+            _summary(groups),
+            "Differences to pruning after training (post-hoc), paired by seed, with 95 % intervals:",
+            _differences(groups),
+        )
+    )
+    write_whole(folder / "table.md", (text + "\n").encode())
+    _save(_overview(groups, protocol), folder / "sparse_gan.png")
+    _save(_samples(groups, folder / "runs"), folder / "samples.png")
+    return text
+
+
+def tail_balance(run: Run) -> float:
+    """Return the mean balance ratio over the end of a training; where some are infinite, the median."""
+    tail = run["history"][-max(1, round(TAIL * len(run["history"]))) :]
+    ratios = [point["balance"] for point in tail]
+    return fmean(ratios) if np.isfinite(ratios).all() else float(np.median(ratios))
+
+
+def _summary(groups: dict[str, list[Run]]) -> str:
+    columns: dict[str, tuple[Callable[[Run], float], str]] = {
+        "G density": (lambda run: run["generator_density"], ".2f"),
+        "final D density": (lambda run: run["history"][-1]["discriminator_density"], ".2f"),
+        "balance ratio": (tail_balance, ".2f"),
+        "cost, corrected": (lambda run: 100 * run["cost"]["corrected"], ".0f"),
+        "cost, reference": (lambda run: 100 * run["cost"]["reference"], ".0f"),
+        "kB dense": (lambda run: run["size"]["dense_bytes"] / 1000, ".0f"),
+        "kB sparse": (lambda run: run["size"]["sparse_bytes"] / 1000, ".0f"),
+        "FD": (lambda run: run["scores"][SCORES["FD"]], ".0f"),
+        **{title: (_score(key), ".2f") for title, key in SCORES.items() if title != "FD"},
+    }
+    trained = {"final D density", "balance ratio"}
+    lines = [["arm", "seeds", *columns]]
+    for label, group in groups.items():
+        cells = [
+            "" if title in trained and not group[0]["history"] else _mean(list(map(value, group)), form)
+            for title, (value, form) in columns.items()
+        ]
+        lines.append([label, str(len(group)), *cells])
+    return markdown(lines)
+
+
+def _differences(groups: dict[str, list[Run]]) -> str:
+    *_, post_hoc = groups
+    lines = [["arm", *SCORES]]
+    for label, group in list(groups.items())[:-1]:
+        pairs = list(zip(group, groups[post_hoc], strict=True))
+        cells = []
+        for title, key in SCORES.items():
+            changes = [run["scores"][key] - other["scores"][key] for run, other in pairs]
+            cells.append(_interval(changes, "+.0f" if title == "FD" else "+.2f"))
+        lines.append([label, *cells])
+    return markdown(lines)
+
+
+def _score(key: str) -> Callable[[Run], float]:
+    return lambda run: run["scores"][key]
+
+
+def _mean(values: list[float], form: str) -> str:
+    spread = f" ± {stdev(values):{form}}" if len(values) > 1 and max(values) > min(values) else ""
+    return f"{fmean(values):{form}}{spread}"
+
+
+def _interval(values: list[float], form: str) -> str:
+    """Return the mean and half its 95 % interval by Student's t."""
+    if len(values) < 2:
+        return f"{fmean(values):{form}}"
+    half = student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return f"{fmean(values):{form}} ± {half:{form.removeprefix('+')}}"
+
+
+def _overview(groups: dict[str, list[Run]], protocol: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(15, 8.5), layout="constrained")
+    (balance, density, loss), (distance, lsh, knn) = figure.subplots(2, 3)
+    colors = {label: f"C{number}" for number, label in enumerate(groups)}
+    for label, group in groups.items():
+        if group[0]["history"]:
+            _lines(balance, group, "balance", colors[label], label)
+            _lines(density, group, "discriminator_density", colors[label], label)
+            _lines(loss, group, "discriminator_loss", colors[label], label)
+        _points(lsh, group, "lsh", colors[label])
+        _points(knn, group, "lsh_knn", colors[label])
+        values = [run["scores"][SCORES["FD"]] for run in group]
+        distance.plot(values, [label] * len(values), "o", color=colors[label], alpha=0.6)
+        distance.plot(fmean(values), label, "|", color=colors[label], markersize=22)
+    balance.axhspan(protocol["low"], protocol["high"], color="grey", alpha=0.2)
+    balance.set(ylabel="balance ratio", ylim=(0, 1.5), title="band of the controller in grey")
+    density.set(ylabel="density of the discriminator", ylim=(0, 1.05))
+    loss.set(ylabel="discriminator loss", ylim=(0, 2.5))
+    for axes in (balance, density, loss):
+        axes.set_xlabel("step")
+    distance.set(xlabel="FD")
+    distance.invert_yaxis()
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+    handles, names = balance.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    seeds = len(next(iter(groups.values())))
+    figure.suptitle(
+        f"{protocol['data']}, density {protocol['density']}, {seeds} seeds: lines and points each, mean bold"
+    )
+    return figure
+
+
+def _lines(axes: Axes, group: list[Run], key: str, color: str, label: str) -> None:
+    steps = [point["iteration"] for point in group[0]["history"]]
+    curves = np.array([[point[key] for point in run["history"]] for run in group])
+    axes.plot(steps, curves.T, color=color, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, curves.mean(axis=0), color=color, label=label)
+
+
+def _points(axes: Axes, group: list[Run], metric: str, color: str) -> None:
+    names = (f"{metric}_recall", f"{metric}_precision")
+    recall, precision = ([run["scores"][name] for run in group] for name in names)
+    errors = [1.96 * fmean(run["scores"][f"{name}_stderr"] for run in group) for name in names]
+    axes.plot(recall, precision, "o", color=color, alpha=0.35)
+    axes.errorbar(fmean(recall), fmean(precision), errors[1], errors[0], fmt="s", color=color, capsize=2)
+    axes.set(xlabel=f"{metric} recall (diversity)", ylabel=f"{metric} precision (quality)")
+    axes.set_title("bars: 95 % interval of one measurement", fontsize="small")
+
+
+def _samples(groups: dict[str, list[Run]], folder: Path) -> Figure:
+    figure = Figure(figsize=(9, 0.7 * len(groups)), layout="constrained")
+    for axes, (label, group) in zip(figure.subplots(len(groups), 1), groups.items(), strict=True):
+        axes.imshow(imread(folder / f"{label}-{group[0]['seed']}.png"))
+        axes.set(xticks=[], yticks=[])
+        axes.set_ylabel(label, rotation=0, ha="right", va="center")
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(f"part-{path.name}")
+    figure.savefig(temporary, dpi=100)
+    temporary.replace(path)
