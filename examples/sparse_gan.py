@@ -14,164 +14,25 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from data import load_images
-from gans import GANSettings, discriminator, write_whole
+from gans import write_whole
+from sparse_arms import DENSE, Arm, Settings, arms
 from sparse_report import write_report
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim import Adam
 from torchvision.utils import save_image
-from tqdm import tqdm
 
 from compressors.report import versions
 from compressors.sampling import Extractor, generated, image_batches
-from compressors.sparse import (
-    BalanceConfig,
-    Batches,
-    DensityControl,
-    DropGrow,
-    ForwardCost,
-    MaskSet,
-    Schedule,
-    SparseConfig,
-    SparseTraining,
-    TrainingCost,
-    hand_over,
-    prune_by_magnitude,
-    sparse_size,
-)
+from compressors.sparse import MaskSet, hand_over, prune_by_magnitude, sparse_size
 from torch_fidelity_lsh import calculate_metrics
 
 EXTRACTOR = "efficientnet-lite0"
-POST_HOC = "post-hoc"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How all arms are trained and measured.
-
-    Attributes:
-        steps: steps of discriminator and generator, one each.
-        density: of both networks at the start, and of the generator that is pruned after training.
-        batch: images a step.
-        rate: learning rate of the generator.
-        critic_rate: learning rate of the discriminator.
-        width: channels of the generator's layer before the image.
-        critic: channels of the discriminator's first layer.
-        latent: length of a latent vector.
-        low: balance ratio below which the discriminator is too strong.
-        high: balance ratio above which it is too weak.
-        average: decay of the moving average of the generator.
-        samples: images a side for the metrics.
-    """
-
-    steps: int = 1600
-    density: float = 0.2
-    batch: int = 32
-    rate: float = 5e-4
-    critic_rate: float = 2e-3
-    width: int = 8
-    critic: int = 16
-    latent: int = 64
-    low: float = 0.5
-    high: float = 0.6
-    average: float = 0.995
-    samples: int = 2000
-
-
-def arms(settings: Settings) -> dict[str, SparseConfig]:
-    """Return the settings of each arm: those of the paper, intervals scaled to the number of steps."""
-    interval = max(1, settings.steps // 40)
-    common: dict[str, Any] = {
-        "balance": BalanceConfig(every=1, window=interval),
-        "average": settings.average,
-    }
-    topology = DropGrow(interval)
-    control: dict[str, Any] = {"low": settings.low, "high": settings.high, "warm_up": settings.steps // 4}
-    relaxed = DensityControl(interval=interval, **control)
-    slow = DensityControl(interval=2 * interval, **control)
-    strict = DensityControl(interval=2 * interval, cap=0.5, exchange=Schedule(), **control)
-    given = settings.steps, settings.density
-    return {
-        "dense": SparseConfig.static(settings.steps, 1.0, **common),
-        "static": SparseConfig.static(*given, **common),
-        "static, dense D": SparseConfig.static(*given, discriminator_density=1.0, **common),
-        "SDST": SparseConfig.sdst(*given, generator_topology=topology, **common),
-        "DDA": SparseConfig.dda(*given, density_control=slow, **common),
-        "ADAPT relaxed": SparseConfig.adapt_relaxed(
-            *given, generator_topology=topology, density_control=relaxed, **common
-        ),
-        "ADAPT strict": SparseConfig.adapt_strict(
-            *given, generator_topology=topology, density_control=strict, **common
-        ),
-    }
-
-
-class Arm:
-    """One training: networks, optimizers, and what keeps them sparse."""
-
-    def __init__(self, config: SparseConfig, settings: Settings, images: Tensor, seed: int) -> None:
-        torch.manual_seed(seed)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        gan = GANSettings("sngan", images.shape[1], settings.width, settings.latent)
-        self.settings, self.images, self.device = settings, images, device
-        self.generator = gan.generator().to(device, memory_format=torch.channels_last)
-        self.critic = discriminator(gan.channels, settings.critic).to(device, memory_format=torch.channels_last)
-        self.generator_optimizer = Adam(self.generator.parameters(), settings.rate, betas=(0.0, 0.9))
-        self.critic_optimizer = Adam(self.critic.parameters(), settings.critic_rate, betas=(0.0, 0.9))
-        self.random = torch.Generator().manual_seed(seed)
-        self.sparse = SparseTraining(self.generator, self.critic, config)
-        example = self.latents()[:1], self.real()[:1]
-        networks = (ForwardCost(net, (item,)) for net, item in zip((self.generator, self.critic), example, strict=True))
-        self.cost = TrainingCost(*networks, Batches(1, settings.batch, settings.batch))
-
-    def train(self, label: str) -> list[dict[str, Any]]:
-        """Train to the end; return the history, 80 points."""
-        history = []
-        for step in tqdm(range(self.settings.steps), desc=label, unit="step", mininterval=1, file=sys.stderr):
-            record = self.step()
-            if (step + 1) % max(1, self.settings.steps // 80) == 0:
-                history.append(record)
-        return history
-
-    def step(self) -> dict[str, Any]:
-        """Take a step of both networks; return the status and the losses."""
-        self.cost.add(self.sparse.generator_masks, self.sparse.discriminator_masks)
-        real = self.real()
-        with torch.no_grad():
-            fake = self.generator(self.latents())
-        real_score, fake_score = self.critic(torch.cat((real, fake))).chunk(2)
-        critic_loss = functional.relu(1 - real_score).mean() + functional.relu(1 + fake_score).mean()
-        self.critic_optimizer.zero_grad()
-        critic_loss.backward()
-        self.critic_optimizer.step()
-        self.sparse.step_discriminator(real)
-
-        latents = self.latents()
-        scores = self.critic(self.generator(latents))
-        self.generator_optimizer.zero_grad()
-        (-scores.mean()).backward()
-        self.generator_optimizer.step()
-        status = self.sparse.step_generator(latents, scores)
-        return {
-            **asdict(status),
-            "discriminator_loss": critic_loss.item(),
-            "generator_loss": -scores.mean().item(),
-        }
-
-    def latents(self) -> Tensor:
-        """Draw a batch of latents."""
-        return torch.randn(self.settings.batch, self.settings.latent, generator=self.random).to(self.device)
-
-    def real(self) -> Tensor:
-        """Draw a batch of real images, float, -1 to 1."""
-        chosen = torch.randint(len(self.images), (self.settings.batch,), generator=self.random)
-        return self.images[chosen].to(self.device) / 127.5 - 1
+POST_HOC = "pruned at the end"
 
 
 class Bench:
@@ -199,17 +60,17 @@ class Bench:
             yield (torch.randn(count, self.settings.latent, generator=random).to(self.device),)
 
 
-def run(label: str, config: SparseConfig, bench: Bench, images: Tensor, seed: int, folder: Path) -> None:
-    """Train and measure one arm; a dense one also after pruning. Writes a file for each result."""
-    arm, started = Arm(config, bench.settings, images, seed), time.monotonic()
-    history = arm.train(f"{label}, seed {seed}")
-    common = {"seed": seed, "seconds": time.monotonic() - started}
-    _finish(label, arm, arm.sparse.generator_masks, bench, folder, {**common, "history": history})
-    if label == "dense":
+def run(label: str, bench: Bench, images: Tensor, seed: int, folder: Path) -> None:
+    """Train and measure one arm, the dense one also pruned at the end; writes a file for each result."""
+    arm, started = Arm(label, bench.settings, images, seed), time.monotonic()
+    outcome: dict[str, Any] = {"seed": seed, "history": arm.train(f"{label}, seed {seed}")}
+    outcome["seconds"] = time.monotonic() - started
+    _finish(label, arm, arm.sparse.generator_masks, bench, folder, outcome)
+    if label == DENSE:
         assert arm.sparse.average is not None
         masks = MaskSet(arm.sparse.average.module)
         prune_by_magnitude(masks, bench.settings.density)
-        _finish(POST_HOC, arm, masks, bench, folder, {**common, "history": []})
+        _finish(POST_HOC, arm, masks, bench, folder, {**outcome, "history": []})
 
 
 def _finish(label: str, arm: Arm, masks: MaskSet, bench: Bench, folder: Path, outcome: dict[str, Any]) -> None:
@@ -246,11 +107,12 @@ def main() -> None:
     _check_protocol(folder / "protocol.json", protocol)
     bench = Bench(settings, images, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for seed in range(1 if arguments.quick else arguments.seeds):
-        for label, config in configs.items():
-            last = POST_HOC if label == "dense" else label
+        for label in configs:
+            last = POST_HOC if label == DENSE else label
             if not (folder / f"{last}-{seed}.json").is_file():
-                run(label, config, bench, images, seed, folder)
+                run(label, bench, images, seed, folder)
     print(write_report(arguments.output, protocol, [*configs, POST_HOC]))
+    print(f"\npicture: {arguments.output / 'sparse_gan.png'}")
 
 
 def _check_protocol(path: Path, protocol: dict[str, Any]) -> None:
@@ -266,11 +128,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("output/sparse"), help="folder for the results")
     parser.add_argument("--data", choices=("mnist", "digits"), default="digits")
     parser.add_argument("--data-root", type=Path, default=Path("datasets"), help="folder of MNIST")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each arm")
-    parser.add_argument("--steps", type=int, default=defaults.steps, help="steps of each network")
+    parser.add_argument("--seeds", type=_count, default=3, help="trainings of each arm")
+    parser.add_argument("--steps", type=_count, default=defaults.steps, help="steps of each network")
     parser.add_argument("--density", type=float, default=defaults.density, help="share of the weights that is on")
     parser.add_argument("--quick", action="store_true", help="one seed, 60 steps, 300 samples")
     return parser.parse_args()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1; got {text}")
+    return int(text)
 
 
 if __name__ == "__main__":

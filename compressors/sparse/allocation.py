@@ -22,9 +22,6 @@ def erk_densities(shapes: Shapes, density: float) -> dict[str, float]:
     Args:
         shapes: shape of each weight by name, two dimensions or more.
         density: share of all weights that is kept, above 0, at most 1.
-
-    Raises:
-        CompressionError: the layers that must be dense hold more weights than `density` allows.
     """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
@@ -32,11 +29,6 @@ def erk_densities(shapes: Shapes, density: float) -> dict[str, float]:
     while sparse:
         budget = density * sum(sizes.values()) - sum(sizes[name] for name in shapes if name not in sparse)
         scale = budget / sum(raw[name] * sizes[name] for name in shapes if name in sparse)
-        if scale <= 0:
-            raise CompressionError(
-                f"density={density!r} is less than the layers need that erk keeps dense "
-                f"({', '.join(name for name in shapes if name not in sparse)}): choose a higher density or 'uniform'"
-            )
         largest = max(raw[name] for name in sparse)
         if scale * largest <= 1:
             break
