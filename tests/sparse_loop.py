@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,14 +51,14 @@ class Loop:
         optimizer: Any = torch.optim.Adam,
         rate: float = 2e-3,
         seed: int = 0,
-        **options: Any,
+        reset: bool = False,
+        wrap: Callable[[nn.Module], nn.Module] = lambda net: net,
     ) -> None:
         torch.manual_seed(seed)
-        self.generator, self.discriminator = small_generator(), small_discriminator(norm)
+        self.generator, self.discriminator = wrap(small_generator()), wrap(small_discriminator(norm))
         self.optimizers = tuple(optimizer(net.parameters(), lr=rate) for net in (self.generator, self.discriminator))
-        if options.pop("reset", False):
-            options["optimizers"] = self.optimizers
-        self.sparse = SparseTraining(self.generator, self.discriminator, config, **options) if config else None
+        given = self.optimizers if reset else ()
+        self.sparse = SparseTraining(self.generator, self.discriminator, config, given) if config else None
         self.random = torch.Generator().manual_seed(seed)
 
     def real(self, count: int = 8) -> Tensor:
@@ -69,8 +70,10 @@ class Loop:
     def step(self) -> Any:
         to_generator, to_discriminator = self.optimizers
         real, latents = self.real(), self.latents()
-        loss = (1 - self.discriminator(real)).relu().mean()
-        loss = loss + (1 + self.discriminator(self.generator(self.latents()).detach())).relu().mean()
+        with torch.no_grad():
+            fake = self.generator(self.latents())
+        for_real, for_fake = self.discriminator(torch.cat((real, fake))).chunk(2)
+        loss = (1 - for_real).relu().mean() + (1 + for_fake).relu().mean()
         to_discriminator.zero_grad()
         loss.backward()
         to_discriminator.step()

@@ -17,13 +17,13 @@ def mean_over_ranks(values: Sequence[float], device: torch.device) -> list[float
     return (sums / distributed.get_world_size()).tolist()
 
 
-def from_first_rank(flat: Tensor, device: torch.device) -> Tensor:
-    """Return the first rank's mask, bool on the CPU, on every rank; `device` is where ranks communicate."""
+def from_first_rank(values: Tensor, device: torch.device) -> Tensor:
+    """Return the first rank's values, on the CPU, on every rank; `device` is where ranks communicate."""
     if not _active():
-        return flat
-    sent = flat.to(device, torch.uint8)
+        return values
+    sent = values.to(device, torch.uint8 if values.dtype == torch.bool else values.dtype, copy=True)
     distributed.broadcast(sent, src=0)
-    return sent.cpu().bool()
+    return sent.to("cpu", values.dtype)
 
 
 def _active() -> bool:

@@ -79,25 +79,21 @@ class SparseTraining:
             raise CompressionError('optimizer_state="reset" needs optimizers: those of both networks; got none')
         self.config, self.optimizers = config, optimizers
         self.generator, self.discriminator = _unwrapped(generator), _unwrapped(discriminator)
+        # Before masks are drawn: weights zeroed by masks that differed between ranks would differ for good.
+        seed = int(from_first_rank(torch.tensor(config.seed), _device(self.generator)))
         self.generator_masks = MaskSet(
-            self.generator, config.generator_density, config.allocation, config.seed, config.generator_exclude
+            self.generator, config.generator_density, config.allocation, seed, config.generator_exclude
         )
         self.discriminator_masks = MaskSet(
-            self.discriminator,
-            config.discriminator_density,
-            config.allocation,
-            config.seed + 1,
-            config.discriminator_exclude,
+            self.discriminator, config.discriminator_density, config.allocation, seed + 1, config.discriminator_exclude
         )
         self.iteration = 0
         self.discriminator_density = config.discriminator_density
         self.meter = BalanceMeter(config.balance)
         self.average = moving_average(self.generator, config.average) if config.average is not None else None
-        self._random = torch.Generator().manual_seed(config.seed)
+        self._random = torch.Generator().manual_seed(seed)
         self._real: tuple[Any, ...] | None = None
         self._gradients: Tensor | None = None
-        for masks in (self.generator_masks, self.discriminator_masks):
-            masks.assign(_agreed(masks, masks.flat()))
 
     def step_discriminator(self, *real: Any) -> None:
         """Zero the discriminator's weights that are off; call it after each step of its optimizer.
@@ -203,7 +199,7 @@ class SparseTraining:
         return exchange(masks, share, self._gradients, self._random)
 
     def _assign(self, network: nn.Module, masks: MaskSet, flat: Tensor) -> None:
-        before, after = masks.flat(), _agreed(masks, flat)
+        before, after = masks.flat(), from_first_rank(flat, _device(network))
         masks.assign(after)
         if self.config.optimizer_state == "reset":
             reset_optimizer_state(self.optimizers, masks, before ^ after)
@@ -255,8 +251,8 @@ class SparseTraining:
         self.load_state_dict(read_checkpoint(Path(path), self.config, (self.generator, self.discriminator)))
 
 
-def _agreed(masks: MaskSet, flat: Tensor) -> Tensor:
-    return from_first_rank(flat, next(iter(masks.parameters.values())).device)
+def _device(network: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:
