@@ -279,6 +279,9 @@ class TestMistakes:
             ({"average": "0.9"}, "average must be a finite number; got '0.9'"),
             ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
             ({"density_control": GROWING, "balance": None}, "density_control needs the balance ratio"),
+            ({"density_control": GROWING, "balance": BalanceConfig(8, 3)}, "fill its window, .* = 24 iterations"),
+            ({"density_control": 0.5}, "density_control must be a DensityControl or None; got 0.5"),
+            ({"generator_topology": True}, "generator_topology must be a DropGrow or None; got True"),
             ({"density_control": STRICT, "discriminator_density": 0.8}, r"from floor=0.05 to cap=0.5 .* got 0.8"),
         ],
     )
@@ -289,6 +292,18 @@ class TestMistakes:
     def test_networks_without_maskable_layers(self):
         with pytest.raises(CompressionError, match="no linear or convolution layer"):
             SparseTraining(nn.BatchNorm1d(2), small_discriminator(), CONFIGS["static"])
+
+    def test_a_training_without_settings(self):
+        with pytest.raises(CompressionError, match="config must be a SparseConfig; got 0.5"):
+            SparseTraining(small_generator(), small_discriminator(), 0.5)
+
+    def test_growth_without_a_step_of_the_discriminator(self):
+        loop = Loop(CONFIGS["relaxed"])
+        for _ in range(3):
+            loop.step()
+        z = loop.latents()
+        with pytest.raises(CompressionError, match=r"are to grow at iteration 4.*no step_discriminator\(\)"):
+            loop.sparse.step_generator(z, loop.discriminator(loop.generator(z)))
 
     def test_resetting_needs_optimizers(self):
         config = replace(CONFIGS["sdst"], optimizer_state="reset")

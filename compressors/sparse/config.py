@@ -58,6 +58,7 @@ class SparseConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_types()
         check_count("iterations", self.iterations)
         check_count("seed", self.seed, 0)
         for name in ("generator_density", "discriminator_density"):
@@ -71,9 +72,21 @@ class SparseConfig:
         if self.density_control is not None:
             self._check_control(self.density_control)
 
+    def _check_types(self) -> None:
+        kinds = {"generator_topology": DropGrow, "density_control": DensityControl, "balance": BalanceConfig}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise CompressionError(f"{name} must be a {kind.__name__} or None; got {value!r}")
+
     def _check_control(self, control: DensityControl) -> None:
         if self.balance is None:
             raise CompressionError("density_control needs the balance ratio: balance must be a BalanceConfig; got None")
+        if (filled := self.balance.every * self.balance.window) >= self.iterations:
+            raise CompressionError(
+                f"balance must fill its window, every * window = {filled} iterations, within the {self.iterations} of "
+                f"the training, or density_control never decides; got {self.balance!r}"
+            )
         if not control.floor <= self.discriminator_density <= control.cap:
             raise CompressionError(
                 f"discriminator_density must be from floor={control.floor!r} to cap={control.cap!r} of "

@@ -39,6 +39,7 @@ class MaskSet:
         parameters: the masked parameters by their name in `model`.
         layers: the names of their layers, by the same names.
         masks: bool tensors of the same names and shapes, True where a weight is on.
+        total: number of maskable weights.
 
     Raises:
         CompressionError: a setting is out of range, or `exclude` matches no layer.
@@ -60,22 +61,19 @@ class MaskSet:
         self.parameters = {name: parameter for name, (_, parameter) in found.items()}
         counts = exact_counts({name: weight.shape for name, weight in self.parameters.items()}, density, allocation)
         random = torch.Generator().manual_seed(seed)
-        self.masks: dict[str, Tensor] = {}
-        for name, weight in self.parameters.items():
-            mask = torch.zeros(weight.numel(), dtype=torch.bool)
-            mask[torch.randperm(weight.numel(), generator=random)[: counts[name]]] = True
-            self.masks[name] = mask.view_as(weight)
-        self.apply()
-
-    @property
-    def total(self) -> int:
-        """Number of maskable weights."""
-        return sum(mask.numel() for mask in self.masks.values())
+        flat = torch.cat(
+            [
+                torch.randperm(weight.numel(), generator=random) < counts[name]
+                for name, weight in self.parameters.items()
+            ]
+        )
+        self.total = len(flat)
+        self.assign(flat)
 
     @property
     def active(self) -> int:
         """Number of weights that are on."""
-        return sum(int(mask.sum()) for mask in self.masks.values())
+        return sum(self._active.values())
 
     @property
     def density(self) -> float:
@@ -85,7 +83,7 @@ class MaskSet:
     @property
     def layer_densities(self) -> dict[str, float]:
         """The density of each layer, by the layer's name."""
-        return {self.layers[name]: float(mask.float().mean()) for name, mask in self.masks.items()}
+        return {self.layers[name]: active / self.masks[name].numel() for name, active in self._active.items()}
 
     @torch.no_grad()
     def apply(self, model: nn.Module | None = None) -> None:
@@ -119,14 +117,15 @@ class MaskSet:
 
     def assign(self, flat: Tensor) -> None:
         """Replace all masks by what `flat` returned or what was made of it, and zero what is off."""
-        for name, part in zip(self.masks, self.split(flat), strict=True):
-            self.masks[name] = part.to(self.masks[name].device)
+        self.masks: dict[str, Tensor] = dict(zip(self.parameters, self.split(flat), strict=True))
+        # Counted here, where the masks are on the CPU: on a GPU it would halt every step.
+        self._active = {name: int(mask.sum()) for name, mask in self.masks.items()}
         self.apply()
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Return views of a tensor of `total` elements in the shapes of the masks."""
-        parts = torch.split(flat, [mask.numel() for mask in self.masks.values()])
-        return [part.view_as(mask) for part, mask in zip(parts, self.masks.values(), strict=True)]
+        parts = torch.split(flat, [weight.numel() for weight in self.parameters.values()])
+        return [part.view(weight.shape) for part, weight in zip(parts, self.parameters.values(), strict=True)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the masks by parameter name."""

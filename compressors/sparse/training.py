@@ -75,6 +75,8 @@ class SparseTraining:
         config: SparseConfig,
         optimizers: Sequence[Optimizer] = (),
     ) -> None:
+        if not isinstance(config, SparseConfig):
+            raise CompressionError(f"config must be a SparseConfig; got {config!r}")
         if config.optimizer_state == "reset" and not optimizers:
             raise CompressionError('optimizer_state="reset" needs optimizers: those of both networks; got none')
         self.config, self.optimizers = config, optimizers
@@ -190,6 +192,11 @@ class SparseTraining:
         """Return the discriminator's masks, flat, after a decision."""
         masks = self.discriminator_masks
         missing = decision.active(masks.total) - masks.active
+        if decision.action != "drop" and control.growth == "gradient" and self._gradients is None:
+            raise CompressionError(
+                f"weights of the discriminator are to grow at iteration {self.iteration}, by gradients, and there was no "
+                'step_discriminator() since the last step_generator(); growth="random" needs none'
+            )
         if decision.action == "drop":
             return drop(masks, -missing, self._random)
         if decision.action == "grow":
