@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -148,6 +149,7 @@ class Arm:
         status = self.sparse.step_generator(latents, scores)
         return {
             **asdict(status),
+            "balance": status.balance if isfinite(status.balance) else None,
             "discriminator_loss": critic_loss.item(),
             "generator_loss": -scores.mean().item(),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from math import isnan, nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -34,7 +35,7 @@ def write_report(folder: Path, protocol: dict[str, Any], labels: Sequence[str]) 
     runs = [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*-*.json"))]
     groups = {label: [run for run in runs if run["arm"] == label] for label in labels}
     content = {"protocol": protocol, "runs": [run for group in groups.values() for run in group]}
-    write_whole(folder / "results.json", (json.dumps(content) + "\n").encode())
+    write_whole(folder / "results.json", (json.dumps(content, allow_nan=False) + "\n").encode())
     text = "\n\n".join(
         (
             "Mean ± standard deviation over seeds. FD: Fréchet distance of the features. Balance ratio: mean over the "
@@ -52,10 +53,9 @@ def write_report(folder: Path, protocol: dict[str, Any], labels: Sequence[str]) 
 
 
 def tail_balance(run: Run) -> float:
-    """Return the mean balance ratio over the end of a training; where some are infinite, the median."""
+    """Return the mean balance ratio over the end of a training; NaN if it is unknown somewhere."""
     tail = run["history"][-max(1, round(TAIL * len(run["history"]))) :]
-    ratios = [point["balance"] for point in tail]
-    return fmean(ratios) if np.isfinite(ratios).all() else float(np.median(ratios))
+    return fmean(nan if point["balance"] is None else point["balance"] for point in tail)
 
 
 def _summary(groups: dict[str, list[Run]]) -> str:
@@ -99,7 +99,8 @@ def _score(key: str) -> Callable[[Run], float]:
 
 
 def _mean(values: list[float], form: str) -> str:
-    spread = f" ± {stdev(values):{form}}" if len(values) > 1 and max(values) > min(values) else ""
+    known = not any(map(isnan, values))
+    spread = f" ± {stdev(values):{form}}" if known and len(values) > 1 and max(values) > min(values) else ""
     return f"{fmean(values):{form}}{spread}"
 
 
@@ -146,7 +147,7 @@ def _overview(groups: dict[str, list[Run]], protocol: dict[str, Any]) -> Figure:
 
 def _lines(axes: Axes, group: list[Run], key: str, color: str, label: str) -> None:
     steps = [point["iteration"] for point in group[0]["history"]]
-    curves = np.array([[point[key] for point in run["history"]] for run in group])
+    curves = np.array([[point[key] for point in run["history"]] for run in group], dtype=float)
     axes.plot(steps, curves.T, color=color, alpha=0.25, linewidth=0.8)
     axes.plot(steps, curves.mean(axis=0), color=color, label=label)
 

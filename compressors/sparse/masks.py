@@ -61,14 +61,9 @@ class MaskSet:
         self.parameters = {name: parameter for name, (_, parameter) in found.items()}
         counts = exact_counts({name: weight.shape for name, weight in self.parameters.items()}, density, allocation)
         random = torch.Generator().manual_seed(seed)
-        flat = torch.cat(
-            [
-                torch.randperm(weight.numel(), generator=random) < counts[name]
-                for name, weight in self.parameters.items()
-            ]
-        )
-        self.total = len(flat)
-        self.assign(flat)
+        drawn = [_drawn(weight.numel(), counts[name], random) for name, weight in self.parameters.items()]
+        self.total = sum(map(len, drawn))
+        self.assign(torch.cat(drawn))
 
     @property
     def active(self) -> int:
@@ -138,6 +133,12 @@ class MaskSet:
             differing = sorted(name for name, _ in set(expected.items()) ^ set(given.items()))
             raise CompressionError(f"the masks belong to another network: {', '.join(dict.fromkeys(differing))} differ")
         self.assign(torch.cat([state[name].flatten().cpu().bool() for name in self.masks]))
+
+
+def _drawn(size: int, count: int, random: torch.Generator) -> Tensor:
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[torch.randperm(size, generator=random)[:count]] = True
+    return mask
 
 
 def _maskable(model: Any, exclude: Sequence[str]) -> dict[str, tuple[str, nn.Parameter]]:

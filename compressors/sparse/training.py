@@ -194,7 +194,7 @@ class SparseTraining:
         missing = decision.active(masks.total) - masks.active
         if decision.action != "drop" and control.growth == "gradient" and self._gradients is None:
             raise CompressionError(
-                f"weights of the discriminator are to grow at iteration {self.iteration}, by gradients, and there was no "
+                f"the discriminator's weights are to grow by gradients at iteration {self.iteration}, and there was no "
                 'step_discriminator() since the last step_generator(); growth="random" needs none'
             )
         if decision.action == "drop":
