@@ -111,7 +111,7 @@ def main() -> None:
             last = POST_HOC if label == DENSE else label
             if not (folder / f"{last}-{seed}.json").is_file():
                 run(label, bench, images, seed, folder)
-    print(write_report(arguments.output, protocol, [*configs, POST_HOC]))
+    print(write_report(arguments.output, protocol, [*configs, POST_HOC], (POST_HOC, "static")))
     print(f"\npicture: {arguments.output / 'sparse_gan.png'}")
 
 

@@ -30,20 +30,23 @@ SCORES = {
 TAIL = 0.25
 
 
-def write_report(folder: Path, protocol: dict[str, Any], labels: Sequence[str]) -> str:
-    """Write `results.json`, `table.md`, `sparse_gan.png` and `samples.png` to `folder`; return the tables as text."""
+def write_report(folder: Path, protocol: dict[str, Any], labels: Sequence[str], baselines: Sequence[str]) -> str:
+    """Write `results.json`, `table.md`, `sparse_gan.png` and `samples.png` to `folder`; return the tables as text.
+
+    `labels` names the arms in the order of the tables, `baselines` those that the others are compared with.
+    """
     runs = [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*-*.json"))]
     groups = {label: [run for run in runs if run["arm"] == label] for label in labels}
     content = {"protocol": protocol, "runs": [run for group in groups.values() for run in group]}
     write_whole(folder / "results.json", (json.dumps(content, allow_nan=False) + "\n").encode())
+    compared = [f"Differences to {name!r}, paired by seed:\n\n{differences(groups, name)}" for name in baselines]
     text = "\n\n".join(
         (
             "Mean ± standard deviation over seeds. FD: Fréchet distance of the features. Balance ratio: mean over the "
             f"last {TAIL:.0%} of the steps. Cost: multiply-accumulates of the training, % of dense, corrected and as "
-            "in the reference.",
+            "in the reference. Differences have 95 % intervals by Student's t.",
             _summary(groups),
-            "Differences to pruning after training (post-hoc), paired by seed, with 95 % intervals:",
-            _differences(groups),
+            *compared,
         )
     )
     write_whole(folder / "table.md", (text + "\n").encode())
@@ -81,11 +84,13 @@ def _summary(groups: dict[str, list[Run]]) -> str:
     return markdown(lines)
 
 
-def _differences(groups: dict[str, list[Run]]) -> str:
-    *_, post_hoc = groups
+def differences(groups: dict[str, list[Run]], baseline: str) -> str:
+    """Return the differences of each arm to `baseline`, paired by seed, with 95 % intervals by Student's t."""
     lines = [["arm", *SCORES]]
-    for label, group in list(groups.items())[:-1]:
-        pairs = list(zip(group, groups[post_hoc], strict=True))
+    for label, group in groups.items():
+        if label == baseline:
+            continue
+        pairs = list(zip(group, groups[baseline], strict=True))
         cells = []
         for title, key in SCORES.items():
             changes = [run["scores"][key] - other["scores"][key] for run, other in pairs]
@@ -118,11 +123,11 @@ def _overview(groups: dict[str, list[Run]], protocol: dict[str, Any]) -> Figure:
     colors = {label: f"C{number}" for number, label in enumerate(groups)}
     for label, group in groups.items():
         if group[0]["history"]:
-            _lines(balance, group, "balance", colors[label], label)
-            _lines(density, group, "discriminator_density", colors[label], label)
-            _lines(loss, group, "discriminator_loss", colors[label], label)
-        _points(lsh, group, "lsh", colors[label])
-        _points(knn, group, "lsh_knn", colors[label])
+            _lines(balance, group, "balance", colors[label])
+            _lines(density, group, "discriminator_density", colors[label])
+            _lines(loss, group, "discriminator_loss", colors[label])
+        _points(lsh, group, "lsh", colors[label], label)
+        _points(knn, group, "lsh_knn", colors[label], label)
         values = [run["scores"][SCORES["FD"]] for run in group]
         distance.plot(values, [label] * len(values), "o", color=colors[label], alpha=0.6)
         distance.plot(fmean(values), label, "|", color=colors[label], markersize=22)
@@ -132,11 +137,11 @@ def _overview(groups: dict[str, list[Run]], protocol: dict[str, Any]) -> Figure:
     loss.set(ylabel="discriminator loss", ylim=(0, 2.5))
     for axes in (balance, density, loss):
         axes.set_xlabel("step")
-    distance.set(xlabel="FD")
+    distance.set(xlabel="FD", xscale="log")
     distance.invert_yaxis()
     for axes in figure.axes:
         axes.grid(alpha=0.3)
-    handles, names = balance.get_legend_handles_labels()
+    handles, names = lsh.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     seeds = len(next(iter(groups.values())))
     figure.suptitle(
@@ -145,19 +150,19 @@ def _overview(groups: dict[str, list[Run]], protocol: dict[str, Any]) -> Figure:
     return figure
 
 
-def _lines(axes: Axes, group: list[Run], key: str, color: str, label: str) -> None:
+def _lines(axes: Axes, group: list[Run], key: str, color: str) -> None:
     steps = [point["iteration"] for point in group[0]["history"]]
     curves = np.array([[point[key] for point in run["history"]] for run in group], dtype=float)
     axes.plot(steps, curves.T, color=color, alpha=0.25, linewidth=0.8)
-    axes.plot(steps, curves.mean(axis=0), color=color, label=label)
+    axes.plot(steps, curves.mean(axis=0), color=color)
 
 
-def _points(axes: Axes, group: list[Run], metric: str, color: str) -> None:
+def _points(axes: Axes, group: list[Run], metric: str, color: str, label: str) -> None:
     names = (f"{metric}_recall", f"{metric}_precision")
     recall, precision = ([run["scores"][name] for run in group] for name in names)
     errors = [1.96 * fmean(run["scores"][f"{name}_stderr"] for run in group) for name in names]
     axes.plot(recall, precision, "o", color=color, alpha=0.35)
-    axes.errorbar(fmean(recall), fmean(precision), errors[1], errors[0], fmt="s", color=color, capsize=2)
+    axes.errorbar(fmean(recall), fmean(precision), errors[1], errors[0], fmt="s", color=color, capsize=2, label=label)
     axes.set(xlabel=f"{metric} recall (diversity)", ylabel=f"{metric} precision (quality)")
     axes.set_title("bars: 95 % interval of one measurement", fontsize="small")
 

@@ -116,6 +116,22 @@ def test_results_of_other_settings_are_not_mixed(example, tiny, tmp_path, monkey
         example.main()
 
 
+def test_differences_are_paired_by_seed_with_students_interval(example):
+    import sparse_report
+
+    def runs(arm, values):
+        return [{"arm": arm, "seed": n, "scores": dict.fromkeys(sparse_report.SCORES.values(), v)} for n, v in values]
+
+    groups = {
+        "sparse": runs("sparse", enumerate((5.0, 8.0, 8.0))),
+        "pruned": runs("pruned", enumerate((4.0, 6.0, 5.0))),
+    }
+    # Differences 1, 2, 3: mean 2, deviation 1, t of 2 degrees of freedom 4.303.
+    header, _, row = sparse_report.differences(groups).splitlines()
+    assert header.startswith("| arm | FD |")
+    assert row == "| sparse | +2 ± 2 | " + " | ".join(["+2.00 ± 2.48"] * 4) + " |"
+
+
 @pytest.mark.parametrize("seeds", ["0", "-1", "two"])
 def test_a_number_of_seeds_that_makes_no_sense(example, monkeypatch, capsys, seeds):
     monkeypatch.setattr("sys.argv", ["sparse_gan.py", "--seeds", seeds])
@@ -126,12 +142,12 @@ def test_a_number_of_seeds_that_makes_no_sense(example, monkeypatch, capsys, see
 
 @pytest.mark.slow
 def test_a_weaker_discriminator_has_a_higher_balance_ratio(example, monkeypatch):
-    """Generator at density 0.2; tails of the ratio with discriminators of density 0.1 and 1, scikit-learn's digits."""
+    """Generator at density 0.3; tails of the ratio with discriminators of density 0.1 and 1, scikit-learn's digits."""
     import sparse_arms
     from data import load_images
     from sparse_report import tail_balance
 
-    settings = example.Settings(steps=400)
+    settings = example.Settings(steps=400, density=0.3, batch=16, rate=1e-3, critic_rate=1e-3)
     static = example.arms(settings)["static"]
     arms = {str(density): replace(static, discriminator_density=density) for density in (0.1, 1.0)}
     monkeypatch.setattr(sparse_arms, "arms", lambda _: arms)
