@@ -138,6 +138,8 @@ def _overview(groups: dict[str, list[Run]], protocol: dict[str, Any]) -> Figure:
     for axes in (balance, density, loss):
         axes.set_xlabel("step")
     distance.set(xlabel="FD", xscale="log")
+    distance.xaxis.set_minor_formatter("{x:.0f}")
+    distance.tick_params(axis="x", which="both", labelsize="x-small")
     distance.invert_yaxis()
     for axes in figure.axes:
         axes.grid(alpha=0.3)

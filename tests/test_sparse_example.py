@@ -62,9 +62,9 @@ def test_a_dcgan_loop_needs_fewer_than_ten_lines():
 
 @pytest.fixture
 def tiny(example, monkeypatch):
-    """The example at a size that takes seconds: two arms, four steps, features that are pooled pixels."""
+    """The example at a size that takes seconds: four arms, four steps, features that are pooled pixels."""
     settings = example.Settings(steps=4, width=2, critic=2, latent=4, batch=4, samples=120)
-    chosen = ("dense", "pruned half-way", "ADAPT strict")
+    chosen = ("dense", "pruned half-way", "static", "ADAPT strict")
     configs = {label: config for label, config in example.arms(settings).items() if label in chosen}
     monkeypatch.setattr(example, "Settings", lambda **_: settings)
     monkeypatch.setattr(example, "arms", lambda _: configs)
@@ -122,12 +122,10 @@ def test_differences_are_paired_by_seed_with_students_interval(example):
     def runs(arm, values):
         return [{"arm": arm, "seed": n, "scores": dict.fromkeys(sparse_report.SCORES.values(), v)} for n, v in values]
 
-    groups = {
-        "sparse": runs("sparse", enumerate((5.0, 8.0, 8.0))),
-        "pruned": runs("pruned", enumerate((4.0, 6.0, 5.0))),
-    }
+    scores = {"sparse": (5.0, 8.0, 8.0), "pruned": (4.0, 6.0, 5.0)}
+    groups = {arm: runs(arm, enumerate(values)) for arm, values in scores.items()}
     # Differences 1, 2, 3: mean 2, deviation 1, t of 2 degrees of freedom 4.303.
-    header, _, row = sparse_report.differences(groups).splitlines()
+    header, _, row = sparse_report.differences(groups, "pruned").splitlines()
     assert header.startswith("| arm | FD |")
     assert row == "| sparse | +2 ± 2 | " + " | ".join(["+2.00 ± 2.48"] * 4) + " |"
 
