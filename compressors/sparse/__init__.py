@@ -3,7 +3,7 @@
 `SparseTraining` goes into an existing training loop; `SparseConfig` says what it does there. The rest are its parts,
 each of which serves alone.
 
-Source: Wu et al. 2023, "Balanced Training for Sparse GANs" (NeurIPS 2023; earlier arXiv 2302.14670).
+Source: Wang et al. 2023, "Balanced Training for Sparse GANs" (NeurIPS 2023, arXiv 2302.14670).
 """
 
 from .balance import BalanceConfig, BalanceMeter, Scores, balance_ratio, measured_scores

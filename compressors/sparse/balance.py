@@ -65,7 +65,7 @@ def balance_ratio(scores: Sequence[Scores], estimator: str = "ratio_of_means") -
         score higher than generated ones: the discriminator is too weak to tell them apart. "mean_ratio" leaves out
         single measurements of this kind.
 
-    Source: Wu et al. 2023, "Balanced Training for Sparse GANs" (NeurIPS 2023), balance ratio.
+    Source: Wang et al. 2023, "Balanced Training for Sparse GANs" (NeurIPS 2023), balance ratio.
 
     Example:
         >>> balance_ratio([Scores(before=-1.0, after=0.0, real=1.0)])

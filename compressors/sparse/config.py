@@ -41,7 +41,7 @@ class SparseConfig:
     Raises:
         CompressionError: a setting is out of range, or the discriminator starts outside of its bounds.
 
-    Source: Wu et al. 2023, "Balanced Training for Sparse GANs" (NeurIPS 2023).
+    Source: Wang et al. 2023, "Balanced Training for Sparse GANs" (NeurIPS 2023).
     """
 
     iterations: int
@@ -100,7 +100,7 @@ class SparseConfig:
 
     @classmethod
     def sdst(cls, iterations: int, density: float, **changes: Any) -> SparseConfig:
-        """The generator's weights change place (sparse DST)."""
+        """The generator's weights change place (single dynamic sparse training)."""
         return cls(**{**_both(iterations, density), "generator_topology": DropGrow(), **changes})
 
     @classmethod

@@ -49,7 +49,7 @@ class DensityControl:
     Raises:
         CompressionError: a setting is out of range, or the band or the bounds are reversed.
 
-    Source: Wu et al. 2023, "Balanced Training for Sparse GANs" (NeurIPS 2023), algorithm ADAPT; the bounds are
+    Source: Wang et al. 2023, "Balanced Training for Sparse GANs" (NeurIPS 2023), algorithm ADAPT; the bounds are
     inclusive and the floor is above 0 as in the authors' code.
 
     Example:

@@ -45,7 +45,7 @@ def hand_over(model: nn.Module, masks: MaskSet | None = None) -> nn.Module:
     if masks is not None:
         weights = dict(model.named_parameters())
         for name, mask in masks.masks.items():
-            if name not in weights or bool(weights[name].detach()[~mask].any()):
+            if name not in weights or bool(weights[name].detach().cpu()[~mask.cpu()].any()):
                 raise CompressionError(
                     f"model is not sparse as masks say: {name} is absent, or not zero where it is off"
                 )
