@@ -9,8 +9,9 @@ from torch_fidelity_lsh import LSHConfig
 from torch_fidelity_lsh.calibration import DECISIVE, LOOSE_QUORUM, NOTICED, QUORUM
 from torch_fidelity_lsh.coordinates import UNIT, Coordinates
 from torch_fidelity_lsh.hashing import DIRECTION_UNIT, PROBABILITY_UNIT, HashFamily
-from torch_fidelity_lsh.lsh import CROWDING_TABLES, MEAN_UNIT, OUTLIER_OCCUPANCY
+from torch_fidelity_lsh.lsh import MEAN_UNIT, OUTLIER_OCCUPANCY
 from torch_fidelity_lsh.lsh_knn import BUCKET_CAPACITY, FAR
+from torch_fidelity_lsh.reduction import reduce_features
 
 
 def lsh(generated, real, config, widths):
@@ -22,7 +23,7 @@ def lsh(generated, real, config, widths):
 
 
 def _lsh_side(assessed, support, family, widths, matched):
-    n, tables = len(support), range(len(family.offsets))
+    n, tables = len(support), range(family.directions.shape[1])
     keys_a = [_keys(family, assessed, width) for width in widths]
     keys_s = [_keys(family, support, width) for width in widths]
 
@@ -70,7 +71,7 @@ def _lsh_side(assessed, support, family, widths, matched):
     strict_left_out = [excess(keys_of(keys_s, i), i) for i in range(n)]
     loose = [coarsest(keys_of(keys_a, i)) for i in range(len(assessed))]
     loose_left_out = [coarsest(keys_of(keys_s, i), i) for i in range(n)]
-    crowding = _collisions(keys_a[0], range(CROWDING_TABLES)) - _collisions(keys_s[0], tables)
+    crowding = _collisions(keys_a[0], tables) - _collisions(keys_s[0], tables)
     ratios = _ratio(strict, strict_left_out, QUORUM), _ratio(loose, loose_left_out, LOOSE_QUORUM)
     repetition = 1 + (len(assessed) - 1) * max(0, crowding)
     return _value(*ratios, repetition, len(assessed), n), _memberships(strict, strict_left_out)
@@ -128,7 +129,7 @@ def _knn_side(assessed, support, family, width, matched, k):
 
     def nearest(point, key, itself=None):
         near = sorted((distance(point, support[j]), j) for j in candidates(key, itself))
-        return [(math.sqrt(d), j) for d, j in near]
+        return sorted((round(math.sqrt(d)), j) for d, j in near)
 
     near = [nearest(point, key, i) for i, (point, key) in enumerate(zip(support, keys_s, strict=True))]
 
@@ -167,10 +168,13 @@ def _knn_side(assessed, support, family, width, matched, k):
 
 def _prepare(metric, generated, real, config: LSHConfig):
     config = config.resolve(metric)
-    fitted, real_coordinates = Coordinates.fit(torch.as_tensor(real), config)
-    generated_coordinates = fitted(torch.as_tensor(generated))
-    family = HashFamily.sample(real_coordinates.shape[1], config, torch.device("cpu"))
-    as_ints = [[tuple(map(int, row)) for row in c] for c in (generated_coordinates, real_coordinates)]
+    reduced = [
+        reduce_features(torch.as_tensor(features), config.num_components, config.seed, config.batch_size)
+        for features in (generated, real)
+    ]
+    coordinates = [Coordinates.fit(reduced[1], config.coordinates)(side) for side in reduced]
+    family = HashFamily.sample(coordinates[0].shape[1], config, torch.device("cpu"))
+    as_ints = [[tuple(map(int, row)) for row in side] for side in coordinates]
     return as_ints, family, min(len(generated), len(real))
 
 
@@ -178,13 +182,11 @@ def _keys(family, points, width):
     """Return for each point a list with the tuple of K cells of each table."""
     directions = family.directions.long().numpy().astype(object)
     scale = UNIT * DIRECTION_UNIT / width
-    tables, hashes = family.offsets.shape
-    offsets = family.offsets.flatten().tolist()
     keys = []
     for point in points:
-        projected = np.array(point, dtype=object) @ directions
-        cells = [math.floor(float(p) * scale + b) for p, b in zip(projected, offsets, strict=True)]
-        keys.append([tuple(cells[t * hashes : (t + 1) * hashes]) for t in range(tables)])
+        projected = (directions @ np.array(point, dtype=object)).T
+        cells = np.vectorize(lambda p, b: math.floor(float(p) * scale + b))(projected, family.offsets[:, :, 0].T)
+        keys.append([tuple(row) for row in cells.tolist()])
     return keys
 
 

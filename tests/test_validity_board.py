@@ -132,13 +132,6 @@ def test_interval_coverage_counts_repeats():
     assert mixtures.interval_coverage([curve([1.0])]) is None
 
 
-def test_intervals_come_from_the_result_or_its_standard_error():
-    result = SimpleNamespace(precision=0.99, precision_stderr=0.01)
-    assert columns._interval(result, "precision") == pytest.approx((0.9704, 1))
-    result = SimpleNamespace(precision_ci_low=0.2, precision_ci_high=0.4)
-    assert columns._interval(result, "precision") == (0.2, 0.4)
-
-
 # --- Published metrics ------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,8 @@
-"""From features to the coordinates that are hashed, fitted on the real features alone.
+"""From reduced features to the coordinates that are hashed, fitted on the real ones alone.
 
-Coordinates are whole numbers (of a fine unit) held in float64, and hash directions are whole numbers too. All sums of
-products that follow are then exact, so that keys, distances and results are the same to the last digit whatever the
-order of rows, the batch size, the number of threads or the device.
+Coordinates are whole numbers of a fine unit, and hash directions are whole numbers too. All sums of products that
+follow are then exact in float64, so that keys, distances and results are the same to the last digit whatever the order
+of rows, the number of threads or the device.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_fidelity_lsh.config import ResolvedConfig
-
-UNIT = 2.0**-18  # of a coordinate; squared distances of clamped coordinates stay below 2**53 units
+# A coordinate holds up to 2^24 units, which float32 does exactly.
+UNIT = 2.0**-18
 CLAMP = 64.0
+ROWS_AT_ONCE = 4096
 
 # Spread of the norm coordinate among real samples, where the others have length about 1.
 NORM_WEIGHT = {"polar": 0.5, "radial": 0.1, "euclidean": 0.0}
@@ -24,62 +24,42 @@ SOFTENING = 1.5  # samples within so many spreads of the centre keep a direction
 
 @dataclass(frozen=True)
 class Coordinates:
-    """A fitted map from features to coordinates.
+    """A fitted map from reduced features to coordinates.
 
     Attributes:
-        projection: D x P random projection, or `None` to keep the D features.
+        kind: ``LSHConfig.coordinates``.
         centre: P centre of the real samples, outliers left out.
         norm: Median distance of real samples to the centre.
         norm_spread: Half the distance between the 16 % and 84 % quantiles of that distance.
-        config: Settings in force.
     """
 
-    projection: torch.Tensor | None
+    kind: str
     centre: torch.Tensor
     norm: float
     norm_spread: float
-    config: ResolvedConfig
 
     @classmethod
-    def fit(cls, features_real: torch.Tensor, config: ResolvedConfig) -> tuple[Coordinates, torch.Tensor]:
-        """Fit the map on N x D real features; return it with their N x P' coordinates.
-
-        The random projection does not look at the data: directions fitted on the real samples, as principal
-        components are, would describe those better than any other draw of the same distribution.
-        """
-        dimension = features_real.shape[1]
-        projection = None
-        if dimension > config.num_components:
-            rng = np.random.default_rng([config.seed, 0])
-            matrix = rng.standard_normal((dimension, config.num_components)) / np.sqrt(config.num_components)
-            projection = torch.from_numpy(matrix).to(features_real.device)
-        projected = _project(features_real, projection, config.batch_size)
-        centre = _robust_mean(projected)
-        norms = _norms(projected - centre)
+    def fit(cls, real: torch.Tensor, kind: str) -> Coordinates:
+        """Fit the map on N x P reduced features of the real samples."""
+        centre = _robust_mean(real.double())
+        norms = _norms(real - centre)
         norm = _quantile(norms, 0.5)
         spread = (_quantile(norms, 0.84) - _quantile(norms, 0.16)) / 2
         tiny = torch.finfo(torch.float64).tiny
-        fitted = cls(projection, centre, max(norm, tiny), max(spread, 0.01 * norm, tiny), config)
-        return fitted, fitted._from_projected(projected)
+        return cls(kind, centre, max(norm, tiny), max(spread, 0.01 * norm, tiny))
 
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the N x P' coordinates of N x D features, in units of ``UNIT``, as float64 whole numbers."""
-        return self._from_projected(_project(features, self.projection, self.config.batch_size))
+    def __call__(self, reduced: torch.Tensor) -> torch.Tensor:
+        """Return the N x (P + 1) coordinates of N x P reduced features, float32 whole numbers of ``UNIT``."""
+        return torch.cat([self._of_block(block) for block in torch.split(reduced, ROWS_AT_ONCE)])
 
-    def _from_projected(self, projected: torch.Tensor) -> torch.Tensor:
-        centred = projected - self.centre
+    def _of_block(self, reduced: torch.Tensor) -> torch.Tensor:
+        centred = reduced - self.centre
         norms = _norms(centred)[:, None]
         length: torch.Tensor | float = self.norm
-        if self.config.coordinates == "polar":
+        if self.kind == "polar":
             length = torch.hypot(norms, norms.new_tensor(SOFTENING * self.norm_spread))
-        excess = NORM_WEIGHT[self.config.coordinates] * (norms - self.norm) / self.norm_spread
-        return torch.cat([centred / length, excess], dim=1).clamp_(-CLAMP, CLAMP).div_(UNIT).round_()
-
-
-def _project(features: torch.Tensor, projection: torch.Tensor | None, batch_size: int) -> torch.Tensor:
-    # In float64: differences in the order of summation then stay far below the unit of the coordinates.
-    blocks = (block.double() for block in torch.split(features, batch_size))
-    return torch.cat([block if projection is None else block @ projection for block in blocks])
+        excess = NORM_WEIGHT[self.kind] * (norms - self.norm) / self.norm_spread
+        return torch.cat([centred.div_(length), excess], dim=1).clamp_(-CLAMP, CLAMP).div_(UNIT).round_().float()
 
 
 def _robust_mean(rows: torch.Tensor) -> torch.Tensor:

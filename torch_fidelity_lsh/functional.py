@@ -22,6 +22,7 @@ from torch_fidelity_lsh.config import LSHConfig, ResolvedConfig
 from torch_fidelity_lsh.coordinates import Coordinates, distinct
 from torch_fidelity_lsh.lsh import BucketSupport
 from torch_fidelity_lsh.lsh_knn import NeighbourSupport
+from torch_fidelity_lsh.reduction import reduce_features
 
 Features = torch.Tensor | npt.NDArray[Any]
 
@@ -163,7 +164,7 @@ def lsh_knn_precision_recall(
 
 
 class _Support(Protocol):
-    def assess(self, assessed: torch.Tensor, support: torch.Tensor, thinned_to: int) -> Verdict: ...
+    def compare(self, generated: torch.Tensor, real: torch.Tensor, thinned_to: int) -> tuple[Verdict, Verdict]: ...
 
     def to_dict(self) -> dict[str, object]: ...
 
@@ -184,15 +185,18 @@ def _measure(
     generated = _checked("features_generated", features_generated, at_least)
     real = _checked("features_real", features_real, at_least)
     _refuse_unlike(generated, real)
-    coordinates, real_coordinates = Coordinates.fit(real, config)
-    generated_coordinates = coordinates(generated)
+    reduced, reduced_real = (
+        reduce_features(features, config.num_components, config.seed, config.batch_size)
+        for features in (generated, real)
+    )
+    fitted = Coordinates.fit(reduced_real, config.coordinates)
+    coordinates, coordinates_real = fitted(reduced), fitted(reduced_real)
     # The larger side is judged as if it had as many samples as the smaller: more samples fill more buckets.
     matched = min(len(generated), len(real))
     # Repeated rows share every bucket however narrow, and say nothing of the width that others need.
-    varied = distinct(real_coordinates)
+    varied = distinct(coordinates_real)
     support = support_type.fit(varied, min(matched, len(varied)), config)
-    precision = support.assess(generated_coordinates, real_coordinates, matched)
-    recall = support.assess(real_coordinates, generated_coordinates, matched)
+    precision, recall = support.compare(coordinates, coordinates_real, matched)
     if config.bucket_width is not None and not precision.strict.left_out.any():
         raise ValueError(f"bucket_width={config.bucket_width} is too small: hardly any two real samples share a bucket")
     return PrecisionRecall(
@@ -229,7 +233,7 @@ def _checked(name: str, features: Features, at_least: int) -> torch.Tensor:
     if shape[0] < at_least:
         raise ValueError(f"{name} must hold at least {at_least} samples for these settings; got {shape[0]}")
     tensor = torch.as_tensor(features).detach()
-    finite_rows = tensor.isfinite().all(1)
+    finite_rows = tensor.amax(1).isfinite() & tensor.amin(1).isfinite()
     if not finite_rows.all():
         bad = (~finite_rows).nonzero().flatten()
         raise ValueError(f"{name} holds NaN or infinite values in {len(bad)} of {shape[0]} rows, first in row {bad[0]}")

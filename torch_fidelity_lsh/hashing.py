@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from torch_fidelity_lsh.config import ResolvedConfig
-from torch_fidelity_lsh.coordinates import UNIT
+from torch_fidelity_lsh.coordinates import ROWS_AT_ONCE, UNIT
 
 # A hash direction is rounded to whole multiples of this, so that projections of whole coordinates are exact.
 DIRECTION_UNIT = 2.0**-12
@@ -27,57 +26,50 @@ class HashFamily:
     """L tables of keys made of K values ``floor(a.x / w + b)`` each, with ``a ~ N(0, I)`` and ``b ~ U[0, 1)``.
 
     Attributes:
-        directions: P x (L K) whole multiples of ``DIRECTION_UNIT``.
-        offsets: L x K.
-        multipliers: L x K whole numbers below 2^31 that mix the values into one key.
-        batch_size: Rows hashed at a time.
+        directions: K x L x P whole multiples of ``DIRECTION_UNIT``.
+        offsets: K x L x 1.
+        multipliers: K x L x 1 whole numbers below 2^31 that mix the values into one key.
     """
 
     directions: torch.Tensor
     offsets: torch.Tensor
     multipliers: torch.Tensor
-    batch_size: int
 
     @classmethod
     def sample(cls, dimension: int, config: ResolvedConfig, device: torch.device) -> HashFamily:
         """Draw a family for P-dimensional coordinates; the same seed gives the same family on every device."""
         rng = np.random.default_rng([config.seed, 1])
         shape = config.num_tables, config.num_hashes
-        directions = np.rint(rng.standard_normal((dimension, math.prod(shape))) / DIRECTION_UNIT)
-        offsets = rng.random(shape)
-        multipliers = rng.integers(MULTIPLIERS, size=shape).astype(np.float64)
-        return cls(
-            torch.from_numpy(directions).to(device),
-            torch.from_numpy(offsets).to(device),
-            torch.from_numpy(multipliers).to(device),
-            config.batch_size,
-        )
+        directions = np.rint(rng.standard_normal((dimension, *shape)) / DIRECTION_UNIT)
+        offsets = rng.random((1, *shape))
+        multipliers = rng.integers(MULTIPLIERS, size=(1, *shape)).astype(np.float64)
+        drawn = (directions, offsets, multipliers)
+        return cls(*(torch.from_numpy(each.T.copy()).to(device) for each in drawn))
 
     @property
     def num_tables(self) -> int:
         """Number L of tables."""
-        return len(self.offsets)
-
-    def head(self, num_tables: int) -> HashFamily:
-        """Return the family of the first tables only."""
-        columns = num_tables * self.offsets.shape[1]
-        return HashFamily(
-            self.directions[:, :columns], self.offsets[:num_tables], self.multipliers[:num_tables], self.batch_size
-        )
+        return self.directions.shape[1]
 
     def keys(self, coordinates: torch.Tensor, *widths: float) -> list[torch.Tensor]:
-        """Return the L x N keys, whole numbers in float64, of N x P coordinates, one tensor for each bucket width."""
-        blocks = [self._keys_of_block(block, widths) for block in torch.split(coordinates, self.batch_size)]
+        """Return the L x N int64 keys of N x P coordinates, for each bucket width."""
+        blocks = [
+            [self._mix(projected, width) for width in widths]
+            for projected in map(self._project, torch.split(coordinates, ROWS_AT_ONCE))
+        ]
         return [torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True)]
 
-    def _keys_of_block(self, block: torch.Tensor, widths: tuple[float, ...]) -> list[torch.Tensor]:
-        projected = (block @ self.directions).view(len(block), *self.offsets.shape)
-        return [self._mix(projected, width) for width in widths]
+    def _project(self, coordinates: torch.Tensor) -> torch.Tensor:
+        """Return the exact K x L x N projections of N x P coordinates."""
+        projected = self.directions.flatten(0, 1) @ coordinates.double().T
+        return projected.mul_(UNIT * DIRECTION_UNIT).view(*self.offsets.shape[:2], -1)
 
     def _mix(self, projected: torch.Tensor, width: float) -> torch.Tensor:
-        cells = projected.mul(UNIT * DIRECTION_UNIT / width).add_(self.offsets).floor_()
-        # Exact, in any order of summation, up to 2^53: with a dozen hashes for cells up to 2^18.
-        return torch.einsum("nlk,lk->ln", cells, self.multipliers).contiguous()
+        keys = projected.new_zeros(projected.shape[1:])
+        # Exact up to 2^53: with a dozen hashes for cells up to 2^18.
+        for values, offsets, multipliers in zip(projected, self.offsets, self.multipliers, strict=True):
+            keys.addcmul_((values * (1 / width)).add_(offsets).floor_(), multipliers)
+        return keys.long()
 
     def find_width(self, coordinates: torch.Tensor, reaches: Callable[[torch.Tensor], bool]) -> float:
         """Return the smallest of the widths 2^(i/8) that satisfies a condition wider buckets satisfy too.
@@ -90,10 +82,12 @@ class HashFamily:
         """
         if len(coordinates) == 1:
             return 1.0  # Any width will do.
-        family = self.head(min(CALIBRATION_TABLES, self.num_tables))
+        parts = (self.directions, self.offsets, self.multipliers)
+        family = HashFamily(*(part[:, :CALIBRATION_TABLES] for part in parts))
+        projected = family._project(coordinates)
 
         def is_enough(step: int) -> bool:
-            return reaches(family.keys(coordinates, 2 ** (step / WIDTHS_PER_OCTAVE))[0])
+            return reaches(family._mix(projected, 2 ** (step / WIDTHS_PER_OCTAVE)))
 
         high, stride = 0, 2 * WIDTHS_PER_OCTAVE
         while not is_enough(high):
@@ -110,72 +104,30 @@ class HashFamily:
         return float(2 ** (high / WIDTHS_PER_OCTAVE))
 
 
-@dataclass(frozen=True)
-class Buckets:
-    """The buckets of N samples in L tables.
+def bucket_numbers(keys: torch.Tensor) -> torch.Tensor:
+    """Number the buckets of each table: L x N int32 below N from L x N keys.
 
-    Places are positions in sorted order; a bucket lies from its start up to its end.
-
-    Attributes:
-        keys: L x N, sorted in each row.
-        order: L x N rows of the samples in that order.
-        starts: L x N places where the bucket of the sample in each place starts.
-        ends: L x N places where it ends.
+    Example:
+        >>> bucket_numbers(torch.tensor([[5, 3, 5, 9]]))
+        tensor([[1, 0, 1, 2]], dtype=torch.int32)
     """
+    keys, order = keys.sort(dim=1)
+    is_new = torch.zeros_like(keys, dtype=torch.int32)
+    is_new[:, 1:] = keys[:, 1:] != keys[:, :-1]
+    return torch.empty_like(is_new).scatter_(1, order, is_new.cumsum(1, dtype=torch.int32))
 
-    keys: torch.Tensor
-    order: torch.Tensor
-    starts: torch.Tensor
-    ends: torch.Tensor
 
-    @classmethod
-    def of(cls, keys: torch.Tensor) -> Buckets:
-        """Sort L x N keys."""
-        keys, order = keys.sort(dim=1, stable=True)
-        size = keys.shape[1]
-        places = torch.arange(size, device=keys.device).expand_as(keys)
-        is_edge = torch.nn.functional.pad(keys[:, 1:] != keys[:, :-1], (1, 1), value=True)
-        starts = places.masked_fill(~is_edge[:, :-1], 0).cummax(1).values
-        ends = (places + 1).masked_fill(~is_edge[:, 1:], size).flip(1).cummin(1).values.flip(1)
-        return cls(keys, order, starts, ends)
-
-    def find(self, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the L x M starts and ends of the buckets that belong to L x M keys.
-
-        Example:
-            >>> start, end = Buckets.of(torch.tensor([[3, 5, 5]])).find(torch.tensor([[5, 4, 3]]))
-            >>> end - start
-            tensor([[2, 0, 1]])
-        """
-        start = torch.searchsorted(self.keys, keys)
-        place = start.clamp(max=self.keys.shape[1] - 1)
-        end = torch.where(self.keys.gather(1, place) == keys, self.ends.gather(1, place), start)
-        return start, end
-
-    def find_own(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the L x N starts and ends of the samples' own buckets."""
-        return self._by_sample(self.starts), self._by_sample(self.ends)
-
-    @property
-    def collisions(self) -> float:
-        """Probability in [0, 1] that two of the samples share a bucket."""
-        tables, size = self.keys.shape
-        return int((self.ends - self.starts - 1).sum()) / (tables * size * max(1, size - 1))
-
-    def sums(self, values: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Sum N values, whole multiples of a unit, over each of the L x M buckets found."""
-        start, end = found
-        running = torch.nn.functional.pad(values[self.order].cumsum(1), (1, 0))
-        return running.gather(1, end) - running.gather(1, start)
-
-    def _by_sample(self, by_place: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(by_place).scatter_(1, self.order, by_place)
+def bucket_sums(numbers: torch.Tensor, values: torch.Tensor, num_buckets: int) -> torch.Tensor:
+    """Sum N values, whole multiples of a unit, within each bucket: L x ``num_buckets`` from L x N bucket numbers."""
+    sums = values.new_zeros(len(numbers), num_buckets)
+    return sums.scatter_add_(1, numbers.long(), values.expand(numbers.shape))
 
 
 def others_in_bucket(keys: torch.Tensor) -> torch.Tensor:
     """Count, table by table, the other samples of a set that share each sample's key: L x N from L x N keys."""
-    start, end = Buckets.of(keys).find_own()
-    return end - start - 1
+    numbers = bucket_numbers(keys)
+    sizes = bucket_sums(numbers, torch.ones_like(numbers[0]), keys.shape[1])
+    return sizes.gather(1, numbers.long()) - 1
 
 
 def occupancy(counts: torch.Tensor, share: float) -> torch.Tensor:
@@ -185,6 +137,8 @@ def occupancy(counts: torch.Tensor, share: float) -> torch.Tensor:
         counts: Samples in the bucket.
         share: In (0, 1]; at 1 the result is 1 for every bucket that is not empty.
     """
+    if share == 1:  # The common case, and powers are slow.
+        return (counts > 0).double()
     return rounded(1 - (1 - share) ** counts.double())
 
 

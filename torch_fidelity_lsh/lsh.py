@@ -15,13 +15,13 @@ import torch
 
 from torch_fidelity_lsh.calibration import LOOSE_QUORUM, QUORUM, Evidence, Verdict, memberships
 from torch_fidelity_lsh.config import ResolvedConfig
-from torch_fidelity_lsh.hashing import Buckets, HashFamily, occupancy, others_in_bucket, rounded
+from torch_fidelity_lsh.hashing import HashFamily, bucket_numbers, bucket_sums, occupancy, others_in_bucket, rounded
 
 NUM_WIDTHS = 5
 COARSE_OCCUPANCY = 0.97
 OUTLIER_OCCUPANCY = 0.1  # of a sample's coarsest buckets; with less company it is an outlier
 NUM_TABLE_GROUPS = 8
-CROWDING_TABLES = 4
+TABLES_AT_ONCE = 4
 MEAN_UNIT = 2.0**-12
 
 
@@ -51,31 +51,24 @@ class BucketSupport:
         step = max(1.0, width_at(COARSE_OCCUPANCY) / fine) ** (1 / (NUM_WIDTHS - 1))
         return cls(family, tuple(fine * step**level for level in range(NUM_WIDTHS)))
 
-    def assess(self, assessed: torch.Tensor, support: torch.Tensor, thinned_to: int) -> Verdict:
-        """Judge M x P coordinates by the buckets of N x P ones, as if only ``thinned_to`` of the N were indexed."""
-        support_keys = self.family.keys(support, *self.widths)
-        assessed_keys = self.family.keys(assessed, *self.widths)
-        share, share_left_out = thinned_to / len(support), (thinned_to - 1) / max(1, len(support) - 1)
-        buckets = [Buckets.of(keys) for keys in support_keys]
-        found = [b.find(keys) for b, keys in zip(buckets, assessed_keys, strict=True)]
-        found_left_out = [b.find_own() for b in buckets]
-        # An outlier is no company: samples near it, if far from all others, are outside.
-        start, end = found_left_out[-1]
-        members = (occupancy(end - start - 1, share_left_out).mean(0) >= OUTLIER_OCCUPANCY).double()
-        counts = [b.sums(members, at) for b, at in zip(buckets, found, strict=True)]
-        counts_left_out = [b.sums(members, at) - members for b, at in zip(buckets, found_left_out, strict=True)]
-        closeness = torch.stack([occupancy(c, share_left_out) for c in counts_left_out]).sum((0, 1)) * members
-        company = _Company.meet(buckets, closeness, found, counts, share)
-        company_left_out = _Company.meet(buckets, closeness, found_left_out, counts_left_out, share_left_out, True)
-        groups = range(company.num_groups) if company.num_groups > 1 else ()
-        crowding = Buckets.of(assessed_keys[0][:CROWDING_TABLES]).collisions - buckets[0].collisions
-        return Verdict(
-            memberships=memberships(company.excess(), company_left_out.excess()),
-            strict=Evidence.of(company.excess(), company_left_out.excess(), QUORUM),
-            loose=Evidence.of(company.coarsest, company_left_out.coarsest, LOOSE_QUORUM),
-            crowding=(len(assessed) - 1) * max(0.0, crowding),
-            jackknife=[Evidence.of(company.excess(g), company_left_out.excess(g), QUORUM) for g in groups],
-        )
+    def compare(self, generated: torch.Tensor, real: torch.Tensor, thinned_to: int) -> tuple[Verdict, Verdict]:
+        """Judge two sets by each other's buckets, as if of each only ``thinned_to`` samples were indexed.
+
+        Args:
+            generated: M x P coordinates.
+            real: N x P coordinates.
+            thinned_to: At most the smaller of M and N.
+
+        Returns:
+            What the real buckets say of the generated samples, and the generated ones of the real samples.
+        """
+        # Numbered together, the buckets of one set are those of the other, and need no search.
+        keys = self.family.keys(torch.cat([generated, real]), *self.widths)
+        numbers = [bucket_numbers(keys.pop(0)) for _ in self.widths]
+        sizes = len(generated), len(real)
+        parts = zip(*(torch.split(level, sizes, dim=1) for level in numbers), strict=True)
+        one, other = (_Side.of(levels, sum(sizes), thinned_to) for levels in parts)
+        return _judge(one, other), _judge(other, one)
 
     def to_dict(self) -> dict[str, object]:
         """Return the fitted widths, for the protocol."""
@@ -83,17 +76,91 @@ class BucketSupport:
 
 
 @dataclass(frozen=True)
-class _Company:
-    """What M samples find in the buckets of a set, summed within G groups of tables.
+class _Side:
+    """A set in buckets that it shares with another set.
+
+    Attributes:
+        levels: For each width, fine to coarse, the L x N numbers of the samples' buckets.
+        num_buckets: All bucket numbers are below.
+        share: Share of the samples to be thought of as indexed.
+        share_left_out: The same where one sample is left out.
+        members: N, 1 for samples and 0 for outliers. An outlier is no company: samples near it, if far from all others,
+            are outside.
+        closeness: N occupancies of the samples' buckets by others, over all widths and tables, 0 for outliers.
+    """
+
+    levels: tuple[torch.Tensor, ...]
+    num_buckets: int
+    share: float
+    share_left_out: float
+    members: torch.Tensor
+    closeness: torch.Tensor
+
+    @classmethod
+    def of(cls, levels: tuple[torch.Tensor, ...], num_buckets: int, thinned_to: int) -> _Side:
+        """Find the outliers and the closeness of all others."""
+        tables, size = levels[0].shape
+        share_left_out = (thinned_to - 1) / max(1, size - 1)
+
+        def occupied_by_others(level: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+            total = torch.zeros_like(members)
+            for numbers in torch.split(level, TABLES_AT_ONCE):
+                count = bucket_sums(numbers, members, num_buckets).gather(1, numbers.long()) - members
+                total += occupancy(count, share_left_out).sum(0)
+            return total
+
+        everyone = torch.ones(size, dtype=torch.float64, device=levels[0].device)
+        members = (occupied_by_others(levels[-1], everyone) >= OUTLIER_OCCUPANCY * tables).double()
+        closeness = torch.stack([occupied_by_others(level, members) for level in levels]).sum(0) * members
+        return cls(levels, num_buckets, thinned_to / size, share_left_out, members, closeness)
+
+    @property
+    def collisions(self) -> float:
+        """Probability in [0, 1] that two of the samples share a bucket of the finest width."""
+        finest = self.levels[0]
+        sizes = bucket_sums(finest, torch.ones_like(finest[0], dtype=torch.int64), self.num_buckets)
+        return int((sizes * (sizes - 1)).sum()) / (finest.numel() * max(1, finest.shape[1] - 1))
+
+
+class _Visit:
+    """What M samples find in the buckets of one group of T tables.
 
     Sums are of whole multiples of small units, so that they do not depend on the order of summation.
 
     Attributes:
-        closeness: G x M occupancies of the samples' buckets, over all widths.
-        coarsest: M occupancies at the coarsest width alone, of all tables; `-inf` where all those buckets are empty.
-        met: G x M mean closeness (over all tables) of those met in the finest bucket that holds anyone.
-        weight: G x M probabilities of meeting anyone; ``met`` is to be divided by it.
+        closeness: M occupancies of the samples' buckets, over all widths.
+        coarsest: M occupancies at the coarsest width alone.
+        met: M mean closeness (over all tables) of those met in the finest bucket that holds anyone.
+        weight: M probabilities of meeting anyone; ``met`` is to be divided by it.
     """
+
+    def __init__(self, num_samples: int, device: torch.device) -> None:
+        self.closeness, self.coarsest, self.met, self.weight = torch.zeros(
+            4, num_samples, dtype=torch.float64, device=device
+        )
+        self._alone: torch.Tensor | float = 1.0
+
+    def look(self, count: torch.Tensor, closeness: torch.Tensor, share: float) -> None:
+        """Look into the samples' T x M buckets of the next coarser width.
+
+        Args:
+            count: Members there.
+            closeness: The sum of theirs.
+            share: Share of the members to be thought of as indexed.
+        """
+        mean = (closeness / count.clamp(min=1)).div_(MEAN_UNIT).round_().mul_(MEAN_UNIT)
+        occupied = occupancy(count, share)
+        meeting = rounded(self._alone * occupied)
+        self._alone = self._alone - meeting
+        self.coarsest = occupied.sum(0)
+        self.closeness += self.coarsest
+        self.met += (meeting * mean).sum(0)
+        self.weight += meeting.sum(0)
+
+
+@dataclass(frozen=True)
+class _Company:
+    """What M samples find in G groups of tables: G x M each of the numbers of a :class:`_Visit`."""
 
     closeness: torch.Tensor
     coarsest: torch.Tensor
@@ -101,50 +168,21 @@ class _Company:
     weight: torch.Tensor
 
     @classmethod
-    def meet(
-        cls,
-        buckets: list[Buckets],
-        closeness: torch.Tensor,
-        found: list[tuple[torch.Tensor, torch.Tensor]],
-        counts: list[torch.Tensor],
-        share: float,
-        leave_out_self: bool = False,
-    ) -> _Company:
-        """Look up M queries.
-
-        Args:
-            buckets: Those of each width, fine to coarse.
-            closeness: N closenesses of the set's samples, 0 for those that are no company.
-            found: For each width where the buckets of the M queries start and end.
-            counts: For each width the L x M numbers of members in the queries' buckets.
-            share: Share of the members to be thought of as indexed.
-            leave_out_self: The queries are the set's samples, and do not meet themselves.
-        """
-        still_alone = torch.ones_like(counts[0])
-        all_occupied, met, weight = [], [], []
-        for level, at, count in zip(buckets, found, counts, strict=True):
-            sums = level.sums(closeness, at) - (closeness if leave_out_self else 0)
-            mean = (sums / count.clamp(min=1)).div_(MEAN_UNIT).round_().mul_(MEAN_UNIT)
-            occupied = occupancy(count, share)
-            meeting = rounded(still_alone * occupied)
-            still_alone = still_alone - meeting
-            all_occupied.append(_by_group(occupied))
-            met.append(_by_group(meeting * mean))
-            weight.append(_by_group(meeting))
-        sums_by_group = (torch.stack(levels).sum(0) for levels in (all_occupied, met, weight))
-        closeness_of_queries, met_total, weight_total = sums_by_group
-        coarsest = all_occupied[-1].sum(0)
-        return cls(closeness_of_queries, coarsest.masked_fill(coarsest == 0, -math.inf), met_total, weight_total)
+    def of(cls, visits: list[_Visit]) -> _Company:
+        """Collect the visits to all groups."""
+        names = ("closeness", "coarsest", "met", "weight")
+        return cls(*(torch.stack([getattr(visit, name) for visit in visits]) for name in names))
 
     @property
-    def num_groups(self) -> int:
-        """Number G of groups of tables."""
-        return len(self.closeness)
+    def occupied(self) -> torch.Tensor:
+        """M numbers of coarsest buckets that hold anyone, `-inf` for none."""
+        total = self.coarsest.sum(0)
+        return total.masked_fill(total == 0, -math.inf)
 
     def excess(self, without_group: int | None = None) -> torch.Tensor:
         """Return how much closer to the set each sample is than those it meets, `-inf` for one that meets none."""
-        weight = self._total(self.weight, without_group)
-        scale = self.num_groups / (self.num_groups - (without_group is not None))
+        groups, weight = len(self.weight), self._total(self.weight, without_group)
+        scale = groups / (groups - (without_group is not None))
         excess = scale * self._total(self.closeness, without_group) - self._total(self.met, without_group) / weight
         return excess.masked_fill(weight == 0, -math.inf)
 
@@ -153,8 +191,37 @@ class _Company:
         return total if without_group is None else total - groups[without_group]
 
 
-def _by_group(per_table: torch.Tensor) -> torch.Tensor:
-    """Sum L x M values within at most 8 groups of tables of equal size, giving G x M."""
-    tables = len(per_table)
-    groups = max(g for g in range(1, NUM_TABLE_GROUPS + 1) if tables % g == 0)
-    return per_table.view(groups, tables // groups, -1).sum(1)
+def _judge(assessed: _Side, support: _Side) -> Verdict:
+    """Judge samples by the company they have in the support's buckets, compared with those of the support."""
+    company, company_left_out = _meet(assessed, support)
+    excess, excess_left_out = company.excess(), company_left_out.excess()
+    groups = range(len(company.weight)) if len(company.weight) > 1 else ()
+    return Verdict(
+        memberships=memberships(excess, excess_left_out),
+        strict=Evidence.of(excess, excess_left_out, QUORUM),
+        loose=Evidence.of(company.occupied, company_left_out.occupied, LOOSE_QUORUM),
+        crowding=(len(assessed.members) - 1) * max(0.0, assessed.collisions - support.collisions),
+        jackknife=[Evidence.of(company.excess(g), company_left_out.excess(g), QUORUM) for g in groups],
+    )
+
+
+def _meet(assessed: _Side, support: _Side) -> tuple[_Company, _Company]:
+    """Let the assessed samples look into the support's buckets, and those of the support, each left out."""
+    tables = len(support.levels[0])
+    size = tables // max(g for g in range(1, NUM_TABLE_GROUPS + 1) if tables % g == 0)
+    visits, visits_left_out = [], []
+    for first in range(0, tables, size):
+        visit, visit_left_out = (_Visit(len(side.members), side.members.device) for side in (assessed, support))
+        for asked, held in zip(assessed.levels, support.levels, strict=True):
+            asked, held = (numbers[first : first + size].long() for numbers in (asked, held))
+            counts = bucket_sums(held, support.members, support.num_buckets)
+            sums = bucket_sums(held, support.closeness, support.num_buckets)
+            visit.look(counts.gather(1, asked), sums.gather(1, asked), support.share)
+            visit_left_out.look(
+                counts.gather(1, held) - support.members,
+                sums.gather(1, held) - support.closeness,
+                support.share_left_out,
+            )
+        visits.append(visit)
+        visits_left_out.append(visit_left_out)
+    return _Company.of(visits), _Company.of(visits_left_out)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_fidelity_lsh.buckets import BucketIndex
+from torch_fidelity_lsh.buckets import BucketIndex, Buckets
 from torch_fidelity_lsh.calibration import LOOSE_QUORUM, QUORUM, Evidence, Verdict, exact_mean, memberships
 from torch_fidelity_lsh.config import ResolvedConfig
-from torch_fidelity_lsh.hashing import Buckets, HashFamily, occupancy, others_in_bucket, rounded
+from torch_fidelity_lsh.hashing import HashFamily, occupancy, others_in_bucket, rounded
 
 NEIGHBORHOOD = 15
 SAMPLES_PER_NEIGHBOUR = 8  # at least, if the neighbourhood is not given
@@ -58,8 +58,20 @@ class NeighbourSupport:
 
         return cls(family, config.bucket_width or family.find_width(real, reaches), neighborhood)
 
-    def assess(self, assessed: torch.Tensor, support: torch.Tensor, thinned_to: int) -> Verdict:
-        """Judge M x P coordinates by ``thinned_to`` of the N x P ones of the support."""
+    def compare(self, generated: torch.Tensor, real: torch.Tensor, thinned_to: int) -> tuple[Verdict, Verdict]:
+        """Judge two sets by each other's samples, of each at most ``thinned_to`` indexed.
+
+        Args:
+            generated: M x P coordinates.
+            real: N x P coordinates.
+            thinned_to: At most the smaller of M and N.
+
+        Returns:
+            What the real samples say of the generated ones, and the generated samples of the real ones.
+        """
+        return self._judge(generated, real, thinned_to), self._judge(real, generated, thinned_to)
+
+    def _judge(self, assessed: torch.Tensor, support: torch.Tensor, thinned_to: int) -> Verdict:
         k = self.neighborhood
         index = BucketIndex.build(self.family, self.width, support, thinned_to, _capacity(thinned_to, k))
         to_others, others = index.nearest_others(k + 1)

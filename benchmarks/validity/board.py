@@ -88,8 +88,7 @@ class Board:
 
     def _measure_point(self, task: Task, group: Group, x: float) -> Row:
         check, metric = self.checks[task.check], self.metrics[task.metric]
-        samples, dimension = check.size(group, x)
-        if samples**2 * (dimension + 100) > metric.max_cost:
+        if _is_too_expensive(check, metric, group, x):
             return {"too_expensive": True}
         generated, real = to_tensors(*check.data(group, x, task.repeat))
         start = time.perf_counter()
@@ -142,8 +141,13 @@ class Board:
             f"{check.label(group)}, {x:g}"
             for group, sweep in check.grid(self.quick).items()
             for x in sweep
-            if check.size(group, x)[0] ** 2 * (check.size(group, x)[1] + 100) > metric.max_cost
+            if _is_too_expensive(check, metric, group, x)
         ]
+
+
+def _is_too_expensive(check: Check, metric: Metric, group: Group, x: float) -> bool:
+    samples, dimension = check.size(group, x)
+    return samples**2 * (dimension + 100) > metric.max_cost
 
 
 @lru_cache

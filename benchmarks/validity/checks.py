@@ -21,6 +21,11 @@ Draw = Callable[[Group, float, "Streams"], tuple[np.ndarray, np.ndarray]]
 Cells = Mapping[str, Mapping[str, Judge]]
 
 
+def both(judge: Judge) -> dict[str, Judge]:
+    """Return the same demand on fidelity and diversity."""
+    return dict.fromkeys(NUMBERS, judge)
+
+
 def seed_of(*names: object) -> int:
     """Return a seed that depends on the names alone."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:4])

@@ -52,19 +52,11 @@ class Metric:
 def _ours(name: str, title: tuple[str, str], function: Callable[..., PrecisionRecall]) -> Metric:
     def measure(generated: Tensor, real: Tensor, seed: int) -> Measurement:
         result = function(generated, real, LSHConfig(seed=seed))
-        intervals = [_interval(result, side) for side in ("precision", "recall")]
-        return Measurement(result.precision, result.recall, *intervals)
+        return Measurement(result.precision, result.recall, result.interval("precision"), result.interval("recall"))
 
     # Read now: this is the code that is imported, whatever is edited while it measures.
     source = digest(*sorted(Path(torch_fidelity_lsh.__file__).parent.glob("*.py")))
     return Metric(name, title, measure, source, ours=True)
-
-
-def _interval(result: PrecisionRecall, side: str) -> Interval:
-    if hasattr(result, f"{side}_ci_low"):
-        return getattr(result, f"{side}_ci_low"), getattr(result, f"{side}_ci_high")
-    value, margin = getattr(result, side), 1.96 * getattr(result, f"{side}_stderr")
-    return max(0.0, value - margin), min(1.0, value + margin)
 
 
 def _peer(name: str, title: tuple[str, str], function: Callable[[Tensor, Tensor], tuple[float, float]]) -> Metric:

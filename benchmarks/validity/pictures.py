@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +13,7 @@ from criteria import Curve
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 SHOWN = {"lsh": "lsh", "lsh_knn": "lsh_knn", "knn": "kNN (k = 3)", "clipped": "Clipped (K = 5)"}
 OUTLIERS = {"none": ("black", "-"), "real": ("tab:orange", "--"), "generated": ("tab:blue", ":")}
@@ -31,18 +32,17 @@ def draw_all(board: Board, store: Store, folder: Path) -> list[Path]:
 
 def draw_outlier(board: Board, store: Store, folder: Path) -> Path | None:
     """Draw the mean shift with and without one outlier."""
-    measured = _curves(board, store, "one_outlier")
-    if not measured:
+
+    def draw(panel: Axes, number: str, curves: list[Curve]) -> None:
+        for curve in curves:
+            d, outlier = curve.group
+            if d == 8:
+                color, style = OUTLIERS[outlier]
+                panel.plot(curve.x, curve.y, style, color=color, marker=".", label=f"outlier: {outlier}")
+
+    figure = _panels(_curves(board, store, "one_outlier"), "mean of the generated samples (real: 0)", draw)
+    if figure is None:
         return None
-    figure, axes = _panels(measured, "mean of the generated samples (real: 0)")
-    for column, curves in zip(axes.T, measured.values(), strict=True):
-        for panel, number in zip(column, NUMBERS, strict=True):
-            for curve in curves[number]:
-                d, outlier = curve.group
-                if d == 8:
-                    color, style = OUTLIERS[outlier]
-                    panel.plot(curve.x, curve.y, style, color=color, marker=".", label=f"outlier: {outlier}")
-    axes[0, 0].legend(fontsize=8)
     figure.suptitle(
         "Mean shift in 8 dimensions with one of 1000 samples an outlier (real: at 9, generated: at -9): "
         "the curves should coincide",
@@ -53,17 +53,16 @@ def draw_outlier(board: Board, store: Store, folder: Path) -> Path | None:
 
 def draw_dropping(board: Board, store: Store, folder: Path) -> Path | None:
     """Draw sequential mode dropping."""
-    measured = _curves(board, store, "sequential_drop")
-    if not measured:
+
+    def draw(panel: Axes, number: str, curves: list[Curve]) -> None:
+        for curve in curves:
+            panel.plot(curve.x, curve.y, marker=".", label=curve.label)
+        x = curves[0].x
+        panel.plot(x, np.ones(len(x)) if number == "fidelity" else 1 - x / 10, "--", color="grey", label="truth")
+
+    figure = _panels(_curves(board, store, "sequential_drop"), "dropped modes, of 10", draw)
+    if figure is None:
         return None
-    figure, axes = _panels(measured, "dropped modes, of 10")
-    for column, curves in zip(axes.T, measured.values(), strict=True):
-        for panel, number in zip(column, NUMBERS, strict=True):
-            for curve in curves[number]:
-                panel.plot(curve.x, curve.y, marker=".", label=curve.label)
-            x = curves[number][0].x
-            panel.plot(x, np.ones(len(x)) if number == "fidelity" else 1 - x / 10, "--", color="grey", label="truth")
-    axes[0, 0].legend(fontsize=8)
     figure.suptitle("Mode dropping: fidelity should stay, diversity should fall with the kept modes")
     return _save(figure, folder / "mode_dropping.png")
 
@@ -96,25 +95,32 @@ def _curves(board: Board, store: Store, check: str) -> dict[str, dict[str, list[
     return {name: curves for name, curves in measured.items() if curves}
 
 
-def _panels(metrics: Sequence[str] | dict, xlabel: str) -> tuple[plt.Figure, np.ndarray]:
+def _panels(
+    measured: dict[str, dict[str, list[Curve]]], xlabel: str, draw: Callable[[Axes, str, list[Curve]], None]
+) -> plt.Figure | None:
+    """Draw fidelity above diversity, one column for each metric, `None` if nothing is measured."""
+    if not measured:
+        return None
     figure, axes = plt.subplots(
         2,
-        len(metrics),
-        figsize=(3.2 * len(metrics), 5.5),
+        len(measured),
+        figsize=(3.2 * len(measured), 5.5),
         sharex=True,
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    for column, name in zip(axes.T, metrics, strict=True):
+    for column, (name, curves) in zip(axes.T, measured.items(), strict=True):
         column[0].set_title(SHOWN[name])
         column[1].set_xlabel(xlabel, fontsize=8)
-        for panel in column:
+        for panel, number in zip(column, NUMBERS, strict=True):
+            draw(panel, number, curves[number])
             panel.grid(alpha=0.3)
             panel.set_ylim(-0.05, 1.1)
     for panel, number in zip(axes[:, 0], NUMBERS, strict=True):
         panel.set_ylabel(number)
-    return figure, axes
+    axes[0, 0].legend(fontsize=8)
+    return figure
 
 
 def _save(figure: plt.Figure, path: Path) -> Path:

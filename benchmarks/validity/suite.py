@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from checks import NUMBERS, Cells, Check, Grid, Streams
+from checks import Cells, Check, Draw, Grid, Streams, both
 from criteria import (
     END,
     START,
@@ -39,11 +39,6 @@ OVERLAP = 0.2
 ALMOST_ALL = 47 / 49
 
 
-def both(*rules: Rule) -> dict[str, Judge]:
-    """Return the same demands for fidelity and diversity."""
-    return dict.fromkeys(NUMBERS, all_keep(*rules))
-
-
 def by_dimension(dimensions: tuple[int, ...], points: Callable[[int, bool], list[float]]) -> Callable[[bool], Grid]:
     """Return a grid with one sweep per dimension; the quick one leaves the middle dimension out."""
     return lambda quick: {(d,): points(d, quick) for d in (dimensions[::2] if quick else dimensions)}
@@ -61,8 +56,8 @@ def sizes(quick: bool) -> list[float]:
 
 
 BELL_AT_0: Cells = {
-    "property": both(bell(0)),
-    "bounds": both(close(1, 0), close(0, START), close(0, END)),
+    "property": both(all_keep(bell(0))),
+    "bounds": both(all_keep(close(1, 0), close(0, START), close(0, END))),
 }
 
 
@@ -244,7 +239,12 @@ DROPPED: Cells = {
         "diversity": all_keep(close(1, START)),
     },
 }
-CONVERGE_TO_OVERLAP: Cells = {"property": both(close(OVERLAP, END)), "bounds": both(converging())}
+
+
+def _overlapping_cubes(name: str, title: str, draw: Draw) -> Check:
+    cells = {"property": both(all_keep(close(OVERLAP, END))), "bounds": both(all_keep(converging()))}
+    return Check(name, title, by_dimension((1, 8, 64), lambda d, quick: sizes(quick)), draw, cells, labels=("d",))
+
 
 SUITE = (
     Check(
@@ -348,7 +348,7 @@ SUITE = (
                 "fidelity": all_keep(falling()),
                 "diversity": either(high=all_keep(flat()), low=all_keep(falling())),
             },
-            "bounds": both(close(1, START)),
+            "bounds": both(all_keep(close(1, START))),
         },
         labels=("d",),
     ),
@@ -358,33 +358,19 @@ SUITE = (
         by_dimension((2, 16, 128), lambda d, quick: (1 + np.array(spread(0.9, quick))).tolist()),
         draw_sphere,
         {
-            "property": both(bell(1)),
-            "bounds": both(close(1, 1), close(0, START), close(0, END)),
+            "property": both(all_keep(bell(1))),
+            "bounds": both(all_keep(close(1, 1), close(0, START), close(0, END))),
         },
         labels=("d",),
     ),
-    Check(
-        "hypercube",
-        "hypercube, number of samples",
-        by_dimension((1, 8, 64), lambda d, quick: sizes(quick)),
-        draw_cubes,
-        CONVERGE_TO_OVERLAP,
-        labels=("d",),
-    ),
-    Check(
-        "hypercube_generated",
-        "hypercube, number of generated samples",
-        by_dimension((1, 8, 64), lambda d, quick: sizes(quick)),
-        draw_cubes_generated,
-        CONVERGE_TO_OVERLAP,
-        labels=("d",),
-    ),
+    _overlapping_cubes("hypercube", "hypercube, number of samples", draw_cubes),
+    _overlapping_cubes("hypercube_generated", "hypercube, number of generated samples", draw_cubes_generated),
     Check(
         "torus",
         "ball in a torus",
         lambda quick: {(real,): sizes(quick) for real in ("ball", "torus")},
         draw_torus,
-        {"property": both(converging()), "bounds": both(close(0, END))},
+        {"property": both(all_keep(converging())), "bounds": both(all_keep(close(0, END)))},
         labels=("real",),
     ),
     Check(
@@ -392,14 +378,14 @@ SUITE = (
         "scaling of one dimension",
         lambda quick: {(): np.linspace(-3, 3, 3 if quick else 5).tolist()},
         draw_scaling,
-        {"property": both(flat()), "bounds": both(close(0, START), close(0, END))},
+        {"property": both(all_keep(flat())), "bounds": both(all_keep(close(0, START), close(0, END)))},
     ),
     Check(
         "disjoint_dimension",
         "one disjoint dimension among many",
         lambda quick: {(): [1, 31, 1000] if quick else [1, 4, 16, 63, 251, 1000]},
         draw_disjoint_dimension,
-        {"property": both(flat()), "bounds": both(close(0, START), close(0, END))},
+        {"property": both(all_keep(flat())), "bounds": both(all_keep(close(0, START), close(0, END)))},
     ),
     Check(
         "discrete",
@@ -407,7 +393,7 @@ SUITE = (
         lambda quick: {(side,): np.linspace(0, 3, 3 if quick else 6).tolist() for side in ("real", "generated")},
         draw_discrete,
         {
-            "property": both(flat()),
+            "property": both(all_keep(flat())),
             "bounds": {
                 "fidelity": discrete_bounds(0, 1),
                 "diversity": either(high=discrete_bounds(1, 0), low=discrete_bounds(0, 0)),
