@@ -63,6 +63,10 @@ class Settings:
     average: float = 0.995
     samples: int = 2000
 
+    def gan(self, channels: int) -> GANSettings:
+        """Return the settings of the generator for images of so many channels."""
+        return GANSettings("sngan", channels, self.width, self.latent)
+
 
 def arms(settings: Settings) -> dict[str, SparseConfig]:
     """Return the settings of each arm: those of the paper, intervals scaled to the number of steps."""
@@ -99,7 +103,7 @@ class Arm:
     def __init__(self, label: str, settings: Settings, images: Tensor, seed: int) -> None:
         torch.manual_seed(seed)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        gan = GANSettings("sngan", images.shape[1], settings.width, settings.latent)
+        gan = settings.gan(images.shape[1])
         self.label, self.settings, self.images, self.device = label, settings, images, device
         self.generator = gan.generator().to(device, memory_format=torch.channels_last)
         self.critic = discriminator(gan.channels, settings.critic).to(device, memory_format=torch.channels_last)

@@ -2,9 +2,10 @@
 
     python examples/sparse_gan.py --data mnist --data-root datasets --output output/sparse
 
-trains an SNGAN with each arm and seed, and writes `results.json`, `table.md` and `sparse_gan.png` (balance ratio,
-densities, losses, distance, precision and recall) and `samples.png`. Finished arms are kept in `runs`: the same command
-goes on where it was interrupted. `--quick` shows in a minute or two that it works.
+trains an SNGAN with each arm and seed, and writes `results.json`, `table.md`, `sparse_gan.png` (balance ratio,
+densities, losses, distance, precision and recall) and `samples.png`. Finished trainings are kept in `runs`, with their
+generators, and measurements in `scores`: the same command goes on where it was interrupted, and measures again what is
+deleted from `scores`. `--quick` shows in a minute or two that it works.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from data import load_images
 from gans import write_whole
 from sparse_arms import DENSE, Arm, Settings, arms
 from sparse_report import write_report
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.utils import save_image
 
 from compressors.report import versions
 from compressors.sampling import Extractor, generated, image_batches
-from compressors.sparse import MaskSet, hand_over, prune_by_magnitude, sparse_size
+from compressors.sparse import MaskSet, hand_over, load_sparse, prune_by_magnitude, save_sparse, sparse_size
 from torch_fidelity_lsh import calculate_metrics
 
 EXTRACTOR = "efficientnet-lite0"
@@ -39,19 +40,21 @@ class Bench:
     """Measures generators against the same real images, from the same latents."""
 
     def __init__(self, settings: Settings, images: Tensor, device: torch.device) -> None:
-        self.settings, self.device = settings, device
+        self.settings, self.channels, self.device = settings, images.shape[1], device
         self.extractor = Extractor(EXTRACTOR, None, device)
         self.reference = self.extractor(image_batches(images[: settings.samples], 100))
 
-    def scores(self, generator: nn.Module, picture: Path) -> dict[str, float]:
-        """Return distance, precision and recall, and write some samples."""
-        images = list(generated(generator, self._latents(), (-1, 1), seed=0))
-        save_image(images[0][:16].float().cpu() / 255, picture, nrow=16, padding=1)
+    def measure(self, generator: Path, scores: Path) -> None:
+        """Write distance, precision and recall of a kept generator, and a picture of some samples."""
+        model = load_sparse(generator, self.settings.gan(self.channels).generator).to(self.device)
+        images = list(generated(model, self._latents(), (-1, 1), seed=0))
+        save_image(images[0][:16].float().cpu() / 255, scores.with_suffix(".png"), nrow=16, padding=1)
         flags = {"fid": True, "lsh": True, "lsh_knn": True}
         cuda = self.device.type == "cuda"
-        return calculate_metrics(
+        found = calculate_metrics(
             input1=self.extractor(images), input2=self.reference, cuda=cuda, verbose=False, **flags
         )
+        write_whole(scores, json.dumps(found).encode())
 
     def _latents(self) -> Iterator[tuple[Tensor]]:
         random = torch.Generator().manual_seed(2020)
@@ -60,31 +63,31 @@ class Bench:
             yield (torch.randn(count, self.settings.latent, generator=random).to(self.device),)
 
 
-def run(label: str, bench: Bench, images: Tensor, seed: int, folder: Path) -> None:
-    """Train and measure one arm, the dense one also pruned at the end; writes a file for each result."""
-    arm, started = Arm(label, bench.settings, images, seed), time.monotonic()
+def train(label: str, settings: Settings, images: Tensor, seed: int, folder: Path) -> None:
+    """Train one arm and keep its generator, that of the dense arm also pruned at the end."""
+    arm, started = Arm(label, settings, images, seed), time.monotonic()
     outcome: dict[str, Any] = {"seed": seed, "history": arm.train(f"{label}, seed {seed}")}
     outcome["seconds"] = time.monotonic() - started
-    _finish(label, arm, arm.sparse.generator_masks, bench, folder, outcome)
+    _keep(label, arm, arm.sparse.generator_masks, folder, outcome)
     if label == DENSE:
         assert arm.sparse.average is not None
         masks = MaskSet(arm.sparse.average.module)
-        prune_by_magnitude(masks, bench.settings.density)
-        _finish(POST_HOC, arm, masks, bench, folder, {**outcome, "history": []})
+        prune_by_magnitude(masks, settings.density)
+        _keep(POST_HOC, arm, masks, folder, {**outcome, "history": []})
 
 
-def _finish(label: str, arm: Arm, masks: MaskSet, bench: Bench, folder: Path, outcome: dict[str, Any]) -> None:
-    generator = arm.sparse.finished_generator([arm.latents() for _ in range(100)])
-    small = hand_over(generator, masks)
+def _keep(label: str, arm: Arm, masks: MaskSet, folder: Path, outcome: dict[str, Any]) -> None:
+    generator = hand_over(arm.sparse.finished_generator([arm.latents() for _ in range(100)]), masks)
     result = {
         "arm": label,
         **outcome,
         "generator_density": masks.density,
-        "size": asdict(sparse_size(small)),
+        "size": asdict(sparse_size(generator)),
         "cost": {accounting: arm.cost.share_of_dense(accounting) for accounting in arm.cost.macs},
-        "scores": bench.scores(small, folder / f"{label}-{outcome['seed']}.png"),
     }
-    write_whole(folder / f"{label}-{outcome['seed']}.json", json.dumps(result).encode())
+    name = f"{label}-{outcome['seed']}"
+    save_sparse(generator, folder / f"{name}.safetensors")
+    write_whole(folder / f"{name}.json", json.dumps(result).encode())
 
 
 def main() -> None:
@@ -93,9 +96,11 @@ def main() -> None:
     images = load_images(arguments.data, arguments.data_root)
     quick = {"steps": 60, "samples": 300} if arguments.quick else {}
     settings = Settings(**{"steps": arguments.steps, "density": arguments.density, **quick})
-    folder: Path = arguments.output / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
+    runs, scores = (arguments.output / name for name in ("runs", "scores"))
+    for folder in (runs, scores):
+        folder.mkdir(parents=True, exist_ok=True)
     configs = arms(settings)
+    labels = [*configs, POST_HOC]
     protocol = {
         "data": arguments.data,
         "training_images": len(images),
@@ -104,14 +109,17 @@ def main() -> None:
         "arms": {label: asdict(config) for label, config in configs.items()},
         "versions": versions(),
     }
-    _check_protocol(folder / "protocol.json", protocol)
+    _check_protocol(runs / "protocol.json", protocol)
     bench = Bench(settings, images, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for seed in range(1 if arguments.quick else arguments.seeds):
         for label in configs:
             last = POST_HOC if label == DENSE else label
-            if not (folder / f"{last}-{seed}.json").is_file():
-                run(label, bench, images, seed, folder)
-    print(write_report(arguments.output, protocol, [*configs, POST_HOC], (POST_HOC, "static")))
+            if not (runs / f"{last}-{seed}.json").is_file():
+                train(label, settings, images, seed, runs)
+        for label in labels:
+            if not (scores / f"{label}-{seed}.json").is_file():
+                bench.measure(runs / f"{label}-{seed}.safetensors", scores / f"{label}-{seed}.json")
+    print(write_report(arguments.output, protocol, labels, (POST_HOC, "static")))
     print(f"\npicture: {arguments.output / 'sparse_gan.png'}")
 
 

@@ -35,7 +35,7 @@ def write_report(folder: Path, protocol: dict[str, Any], labels: Sequence[str], 
 
     `labels` names the arms in the order of the tables, `baselines` those that the others are compared with.
     """
-    runs = [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*-*.json"))]
+    runs = [_run(path) for path in sorted((folder / "runs").glob("*-*.json"))]
     groups = {label: [run for run in runs if run["arm"] == label] for label in labels}
     content = {"protocol": protocol, "runs": [run for group in groups.values() for run in group]}
     write_whole(folder / "results.json", (json.dumps(content, allow_nan=False) + "\n").encode())
@@ -51,8 +51,13 @@ def write_report(folder: Path, protocol: dict[str, Any], labels: Sequence[str], 
     )
     write_whole(folder / "table.md", (text + "\n").encode())
     _save(_overview(groups, protocol), folder / "sparse_gan.png")
-    _save(_samples(groups, folder / "runs"), folder / "samples.png")
+    _save(_samples(groups, folder / "scores"), folder / "samples.png")
     return text
+
+
+def _run(path: Path) -> Run:
+    scores = path.parents[1] / "scores" / path.name
+    return {**json.loads(path.read_text()), "scores": json.loads(scores.read_text())}
 
 
 def tail_balance(run: Run) -> float:

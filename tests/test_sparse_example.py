@@ -84,7 +84,7 @@ def test_the_example_goes_on_where_it_was_interrupted(example, tiny, tmp_path, m
     _, configs = tiny
     monkeypatch.setattr("sys.argv", ["sparse_gan.py", "--output", str(tmp_path), "--seeds", "2", "--density", "0.5"])
     example.main()
-    names = {"results.json", "table.md", "sparse_gan.png", "samples.png", "runs"}
+    names = {"results.json", "table.md", "sparse_gan.png", "samples.png", "runs", "scores"}
     assert {path.name for path in tmp_path.iterdir()} == names
     results = json.loads((tmp_path / "results.json").read_text())
     labels = [*configs, example.POST_HOC]
@@ -97,14 +97,14 @@ def test_the_example_goes_on_where_it_was_interrupted(example, tiny, tmp_path, m
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out + "\n"
 
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*-*.json")}
-    lost = tmp_path / "runs" / "ADAPT strict-1.json"
-    before = json.loads(lost.read_text())
-    lost.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*-*.json")}
+    trained, measured = (tmp_path / folder / "ADAPT strict-1.json" for folder in ("runs", "scores"))
+    before = json.loads(trained.read_text())
+    trained.unlink()
+    measured.unlink()
     example.main()
-    again = json.loads(lost.read_text())
-    assert {**again, "seconds": 0} == {**before, "seconds": 0}
-    assert [path for path, time in kept.items() if path.stat().st_mtime_ns != time] == [lost]
+    assert {**json.loads(trained.read_text()), "seconds": 0} == {**before, "seconds": 0}
+    assert {path for path, time in kept.items() if path.stat().st_mtime_ns != time} == {trained, measured}
     assert (tmp_path / "table.md").read_text() == table
 
 
