@@ -50,7 +50,7 @@ class Settings:
         samples: images a side for the metrics.
     """
 
-    steps: int = 1500
+    steps: int = 1000
     density: float = 0.2
     batch: int = 32
     rate: float = 5e-4
