@@ -116,7 +116,7 @@ class Arm:
         self.cost = TrainingCost(*networks, Batches(1, settings.batch, settings.batch))
 
     def train(self, description: str) -> list[dict[str, Any]]:
-        """Train to the end; return the history, 80 points."""
+        """Train to the end; return the history, some 80 points."""
         history = []
         for step in tqdm(range(self.settings.steps), desc=description, unit="step", mininterval=1, file=sys.stderr):
             if self.label == HALF_WAY and step == self.settings.steps // 2:

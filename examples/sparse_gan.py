@@ -27,6 +27,7 @@ from sparse_report import write_report
 from torch import Tensor
 from torchvision.utils import save_image
 
+from compressors import CompressionError
 from compressors.report import versions
 from compressors.sampling import Extractor, generated, image_batches
 from compressors.sparse import MaskSet, hand_over, load_sparse, prune_by_magnitude, save_sparse, sparse_size
@@ -99,7 +100,10 @@ def main() -> None:
     runs, scores = (arguments.output / name for name in ("runs", "scores"))
     for folder in (runs, scores):
         folder.mkdir(parents=True, exist_ok=True)
-    configs = arms(settings)
+    try:
+        configs = arms(settings)
+    except CompressionError as error:
+        sys.exit(f"--density {settings.density}: {error}")
     labels = [*configs, POST_HOC]
     protocol = {
         "data": arguments.data,

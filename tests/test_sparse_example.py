@@ -138,6 +138,13 @@ def test_a_number_of_seeds_that_makes_no_sense(example, monkeypatch, capsys, see
     assert f"must be an integer of at least 1; got {seeds}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("density", "message"), [("0", "above 0, at most 1; got 0.0"), ("0.8", "cap=0.5 .* got 0.8")])
+def test_a_density_that_makes_no_sense(example, tmp_path, monkeypatch, density, message):
+    monkeypatch.setattr("sys.argv", ["sparse_gan.py", "--output", str(tmp_path), "--density", density])
+    with pytest.raises(SystemExit, match=f"--density .*{message}"):
+        example.main()
+
+
 @pytest.mark.slow
 def test_a_weaker_discriminator_has_a_higher_balance_ratio(example, monkeypatch):
     """Generator at density 0.3; tails of the ratio with discriminators of density 0.1 and 1, scikit-learn's digits."""
