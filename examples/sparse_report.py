@@ -18,6 +18,7 @@ from paper_report import markdown
 from scipy.stats import t as student
 
 Run = dict[str, Any]
+Value = Callable[[Run], float]
 
 SCORES = {
     "FD": "frechet_inception_distance",
@@ -45,7 +46,8 @@ def write_report(folder: Path, protocol: dict[str, Any], labels: Sequence[str], 
             "Mean ± standard deviation over seeds. FD: Fréchet distance of the features. Balance ratio: mean over the "
             f"last {TAIL:.0%} of the steps. Cost: multiply-accumulates of the training, % of dense, corrected and as "
             "in the reference. Differences have 95 % intervals by Student's t.",
-            _summary(groups),
+            _training(groups),
+            _quality(groups),
             *compared,
         )
     )
@@ -66,8 +68,8 @@ def tail_balance(run: Run) -> float:
     return fmean(nan if point["balance"] is None else point["balance"] for point in tail)
 
 
-def _summary(groups: dict[str, list[Run]]) -> str:
-    columns: dict[str, tuple[Callable[[Run], float], str]] = {
+def _training(groups: dict[str, list[Run]]) -> str:
+    columns: dict[str, tuple[Value, str]] = {
         "G density": (lambda run: run["generator_density"], ".2f"),
         "final D density": (lambda run: run["history"][-1]["discriminator_density"], ".2f"),
         "balance ratio": (tail_balance, ".2f"),
@@ -75,16 +77,18 @@ def _summary(groups: dict[str, list[Run]]) -> str:
         "cost, reference": (lambda run: 100 * run["cost"]["reference"], ".0f"),
         "kB dense": (lambda run: run["size"]["dense_bytes"] / 1000, ".0f"),
         "kB sparse": (lambda run: run["size"]["sparse_bytes"] / 1000, ".0f"),
-        "FD": (lambda run: run["scores"][SCORES["FD"]], ".0f"),
-        **{title: (_score(key), ".2f") for title, key in SCORES.items() if title != "FD"},
     }
-    trained = {"final D density", "balance ratio"}
+    return _means({label: group for label, group in groups.items() if group[0]["history"]}, columns)
+
+
+def _quality(groups: dict[str, list[Run]]) -> str:
+    return _means(groups, {title: (_score(key), ".0f" if title == "FD" else ".2f") for title, key in SCORES.items()})
+
+
+def _means(groups: dict[str, list[Run]], columns: dict[str, tuple[Value, str]]) -> str:
     lines = [["arm", "seeds", *columns]]
     for label, group in groups.items():
-        cells = [
-            "" if title in trained and not group[0]["history"] else _mean(list(map(value, group)), form)
-            for title, (value, form) in columns.items()
-        ]
+        cells = [_mean(list(map(value, group)), form) for value, form in columns.values()]
         lines.append([label, str(len(group)), *cells])
     return markdown(lines)
 
@@ -104,14 +108,15 @@ def differences(groups: dict[str, list[Run]], baseline: str) -> str:
     return markdown(lines)
 
 
-def _score(key: str) -> Callable[[Run], float]:
+def _score(key: str) -> Value:
     return lambda run: run["scores"][key]
 
 
 def _mean(values: list[float], form: str) -> str:
-    known = not any(map(isnan, values))
-    spread = f" ± {stdev(values):{form}}" if known and len(values) > 1 and max(values) > min(values) else ""
-    return f"{fmean(values):{form}}{spread}"
+    """Return the mean and the standard deviation, which is left out where it rounds to 0 or is unknown."""
+    known = len(values) > 1 and not any(map(isnan, values))
+    spread = format(stdev(values), form) if known else "0"
+    return f"{fmean(values):{form}}" + (f" ± {spread}" if float(spread) else "")
 
 
 def _interval(values: list[float], form: str) -> str:
