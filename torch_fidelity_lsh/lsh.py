@@ -65,7 +65,7 @@ class BucketSupport:
         # Numbered together, the buckets of one set are those of the other, and need no search.
         keys = self.family.keys(torch.cat([generated, real]), *self.widths)
         numbers = [bucket_numbers(keys.pop(0)) for _ in self.widths]
-        sizes = len(generated), len(real)
+        sizes = [len(generated), len(real)]
         parts = zip(*(torch.split(level, sizes, dim=1) for level in numbers), strict=True)
         one, other = (_Side.of(levels, sum(sizes), thinned_to) for levels in parts)
         return _judge(one, other), _judge(other, one)
