@@ -14,7 +14,7 @@ from torch_fidelity_lsh.hashing import HashFamily
 
 BLOCK_ELEMENTS = 2**20  # of coordinates gathered and distances computed at a time
 QUERIES_IN_BLOCK = 64
-TABLES_AT_ONCE = 4
+TABLES_AT_ONCE = 8
 
 # A pair is a distance, in whole units, and below it the row of a member.
 MEMBER_BITS = 32
@@ -197,20 +197,23 @@ def _sorted(pairs: torch.Tensor) -> torch.Tensor:
 
 def _of_like_size(tasks: torch.Tensor, offered: int, dimension: int) -> Iterator[tuple[torch.Tensor, int, int]]:
     """Split tasks into parts that fit in memory once all their runs are padded to the same two lengths."""
-    query_sizes = tasks.new_tensor([1, 4, 16, QUERIES_IN_BLOCK])
-    member_sizes = tasks.new_tensor([2**e for e in range(offered.bit_length()) if 2**e < offered] + [offered])
-    classes = torch.stack(
-        [
-            torch.bucketize(tasks[:, column].contiguous(), sizes)
-            for column, sizes in ((2, query_sizes), (4, member_sizes))
-        ],
-        dim=1,
+    query_sizes, member_sizes = _powers_of_two(QUERIES_IN_BLOCK), _powers_of_two(offered)
+    query_class, member_class = (
+        torch.bucketize(tasks[:, column].contiguous(), tasks.new_tensor(sizes))
+        for column, sizes in ((2, query_sizes), (4, member_sizes))
     )
-    for query_class, member_class in torch.unique(classes, dim=0).tolist():
-        part = tasks[(classes == classes.new_tensor([query_class, member_class])).all(1)]
-        q, s = int(query_sizes[query_class]), int(member_sizes[member_class])
+    classes = query_class * len(member_sizes) + member_class
+    order = torch.argsort(classes, stable=True)
+    numbers, counts = torch.unique(classes, return_counts=True)
+    for number, part in zip(numbers.tolist(), torch.split(tasks[order], counts.tolist()), strict=True):
+        q, s = query_sizes[number // len(member_sizes)], member_sizes[number % len(member_sizes)]
         for piece in torch.split(part, max(1, BLOCK_ELEMENTS // ((q + s) * dimension + q * s))):
             yield piece, q, s
+
+
+def _powers_of_two(largest: int) -> list[int]:
+    """Return 1, 2, 4 and so on, and in the end ``largest``."""
+    return [2**e for e in range((largest - 1).bit_length())] + [largest]
 
 
 def _gather(

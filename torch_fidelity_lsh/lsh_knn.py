@@ -18,7 +18,7 @@ from torch_fidelity_lsh.hashing import HashFamily, occupancy, others_in_bucket, 
 
 NEIGHBORHOOD = 15
 SAMPLES_PER_NEIGHBOUR = 8  # at least, if the neighbourhood is not given
-BUCKET_CAPACITY = 16  # samples searched in a bucket, times log2 of the samples indexed
+BUCKET_CAPACITY = 6  # samples searched in a bucket, times log2 of the samples indexed
 CANDIDATES = 8  # for each neighbour asked for, at least, on average over the real samples
 FAR = 2.0  # radii; what is further away, or not found, counts as this far
 
@@ -80,8 +80,10 @@ class NeighbourSupport:
         distances, members = index.nearest(assessed, buckets, k)
         remoteness = _remoteness(distances, radii[members])
         own, others = to_others[:, :k], others[:, :k]
-        # Left out, a sample is no longer among the k nearest of others.
-        radii_left_out = torch.where(own <= radii[others], radii_without_one[others], radii[others])
+        # Left out, a sample is no longer among the k nearest of those that found it.
+        itself = torch.arange(len(others), device=others.device)[:, None, None]
+        is_found = (others[others] == itself).any(-1)
+        radii_left_out = torch.where(is_found, radii_without_one[others], radii[others])
         remoteness_left_out = _remoteness(own, radii_left_out)
         strict = Evidence.of(-remoteness, -remoteness_left_out, QUORUM)
         dependence = 1 + k * _agreement(strict.left_out, others)
