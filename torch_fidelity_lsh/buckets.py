@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_fidelity_lsh.coordinates import content_hash
+from torch_fidelity_lsh.coordinates import by_blocks, content_hash
 from torch_fidelity_lsh.hashing import HashFamily
 
 BLOCK_ELEMENTS = 2**20  # of coordinates gathered and distances computed at a time
 QUERIES_IN_BLOCK = 64
-TABLES_AT_ONCE = 8
+TABLES_AT_ONCE = 4
 
 # A pair is a distance, in whole units, and below it the row of a member.
 MEMBER_BITS = 32
@@ -97,7 +97,7 @@ class BucketIndex:
     ) -> BucketIndex:
         """Index ``num_samples`` of the N x P coordinates, chosen pseudo-randomly where there are more."""
         coordinates = coordinates[content_hash(coordinates).argsort(stable=True)[:num_samples]]
-        return cls(family, width, coordinates, Buckets.of(family.keys(coordinates, width)[0]), capacity)
+        return cls(family, width, coordinates, Buckets.of(family.keys(coordinates, width)), capacity)
 
     def nearest(self, queries: torch.Tensor, buckets: Buckets, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest of the samples that share a bucket with each of M x P queries in any table.
@@ -128,7 +128,7 @@ class BucketIndex:
             for table, rows, pairs in self._pairs(queries, asking, part, others):
                 nearest = _sorted(pairs)[:, :, :count]
                 found[rows, table[:, None] - first, : nearest.shape[-1]] = nearest
-            best = _smallest(torch.cat([best, found.flatten(1)], dim=1), count)
+            best = by_blocks(lambda pairs: _smallest(pairs, count), torch.cat([best, found.flatten(1)], dim=1))
         distances = (best >> MEMBER_BITS).double().masked_fill_(best == NOTHING, math.inf)
         return distances, (best % 2**MEMBER_BITS).masked_fill_(best == NOTHING, -1)
 
@@ -145,7 +145,7 @@ class BucketIndex:
             B tables, B x Q rows of the queries, and B x Q x S pairs: of each query with each member one number that
             sorts by distance and, where distances are equal, by member.
         """
-        query_norms, member_norms = (rows.double().square().sum(1) for rows in (queries, self.coordinates))
+        query_norms, member_norms = (by_blocks(_squared_norms, rows) for rows in (queries, self.coordinates))
         for part, num_queries, num_members in _of_like_size(tasks, self._offered(others), queries.shape[1]):
             table, query_start, query_count, member_start, member_count = part.T
             rows, _ = _gather(asking.order, table, query_start, query_count, num_queries)
@@ -179,6 +179,10 @@ class BucketIndex:
         start, end = (place[table, first] for place in self.buckets.find(asking.keys))
         tasks = torch.stack([table, first, count, start, (end - start).clamp(max=offered)], dim=1)
         return tasks[end > start]
+
+
+def _squared_norms(rows: torch.Tensor) -> torch.Tensor:
+    return rows.double().square_().sum(1)
 
 
 def _smallest(pairs: torch.Tensor, count: int) -> torch.Tensor:

@@ -200,13 +200,10 @@ def _measure(
     at_least: int,
 ) -> PrecisionRecall:
     config = requested.resolve(metric)
-    generated = _reduced("features_generated", features_generated, at_least, config)
-    real = _reduced("features_real", features_real, at_least, config)
-    _refuse_unlike(generated, real)
-    fitted = Coordinates.fit(real.values, config.coordinates)
-    coordinates, coordinates_real = fitted(generated.values), fitted(real.values)
+    coordinates, coordinates_real, dimension = _coordinates(features_generated, features_real, at_least, config)
+    num_generated, num_real = len(coordinates), len(coordinates_real)
     # The larger side is judged as if it had as many samples as the smaller: more samples fill more buckets.
-    matched = min(len(generated), len(real))
+    matched = min(num_generated, num_real)
     # Repeated rows share every bucket however narrow, and say nothing of the width that others need.
     varied = distinct(coordinates_real)
     support = support_type.fit(varied, min(matched, len(varied)), config)
@@ -225,15 +222,26 @@ def _measure(
         recall_memberships=recall.memberships.cpu(),
         protocol={
             "direction": "precision: generated in real; recall: real in generated",
-            "num_generated": len(generated),
-            "num_real": len(real),
+            "num_generated": num_generated,
+            "num_real": num_real,
             "matched_size": matched,
-            "dimension": real.dimension,
+            "dimension": dimension,
             **asdict(config),
             **support.to_dict(),
             "versions": {name: version(name) for name in ("torch-fidelity-lsh", "torch-fidelity", "torch", "numpy")},
         },
     )
+
+
+def _coordinates(
+    features_generated: Features, features_real: Features, at_least: int, config: ResolvedConfig
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return the coordinates of both sides, and the dimension of their features."""
+    generated = _reduced("features_generated", features_generated, at_least, config)
+    real = _reduced("features_real", features_real, at_least, config)
+    _refuse_unlike(generated, real)
+    fitted = Coordinates.fit(real.values, config.coordinates)
+    return fitted(generated.values), fitted(real.values), real.dimension
 
 
 def _reduced(name: str, features: Features, at_least: int, config: LSHConfig) -> ReducedFeatures:

@@ -76,13 +76,13 @@ class NeighbourSupport:
         index = BucketIndex.build(self.family, self.width, support, thinned_to, _capacity(thinned_to, k))
         to_others, others = index.nearest_others(k + 1)
         radii, radii_without_one = to_others[:, k - 1], to_others[:, k]
-        buckets = Buckets.of(self.family.keys(assessed, self.width)[0])
+        buckets = Buckets.of(self.family.keys(assessed, self.width))
         distances, members = index.nearest(assessed, buckets, k)
         remoteness = _remoteness(distances, radii[members])
         own, others = to_others[:, :k], others[:, :k]
         # Left out, a sample is no longer among the k nearest of those that found it.
-        itself = torch.arange(len(others), device=others.device)[:, None, None]
-        is_found = (others[others] == itself).any(-1)
+        itself = torch.arange(len(others), device=others.device)[:, None]
+        is_found = torch.stack([others[:, place][others] == itself for place in range(k)]).any(0)
         radii_left_out = torch.where(is_found, radii_without_one[others], radii[others])
         remoteness_left_out = _remoteness(own, radii_left_out)
         strict = Evidence.of(-remoteness, -remoteness_left_out, QUORUM)
