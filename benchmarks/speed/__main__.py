@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import plots
+import results
 import tables
 import torch
 from bench import GIB, Bench
@@ -76,7 +77,7 @@ def main() -> None:
         sys.exit(f"{error}. Measurements are kept.")
     text = tables.report(bench, sections)
     print(text)
-    results = {
+    numbers = {
         "protocol": {
             "quick": args.quick,
             "threads": args.threads,
@@ -93,9 +94,9 @@ def main() -> None:
             "load_average_at_start": load,
             "seconds": round(time.perf_counter() - start),
         },
-        **tables.to_json(bench, sections),
+        **results.to_json(bench, sections),
     }
-    write_atomically(args.output / "results.json", json.dumps(results, indent=1) + "\n")
+    write_atomically(args.output / "results.json", json.dumps(numbers, indent=1) + "\n")
     write_atomically(args.output / "table.md", text + "\n")
     for path in plots.draw_all(bench, sections, args.output):
         print(f"Picture: {path}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,12 @@ class Worker:
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, size, threads, device), daemon=False)
+        self._process = context.Process(target=_serve, args=(theirs, size, threads, device))
         self._process.start()
         theirs.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def worker(size: Size, threads: int, device: str) -> Iterator[Worker]:
     """Hold a worker that ends with the block, however it ends."""
     held = Worker(size, threads, device)
@@ -84,11 +84,13 @@ def _serve(connection: Connection, size: Size, threads: int, device: str) -> Non
     torch.set_num_threads(threads)
     features = [torch.from_numpy(side).to(device) for side in draw_features(*size)]
     warm = set()
-    while name := connection.recv():
-        if name not in warm:
-            CONTESTANTS[name].run(*(side[:WARM_UP_ROWS] for side in features))
-            warm.add(name)
-        connection.send(run_once(CONTESTANTS[name], *features))
+    with contextlib.suppress(EOFError):  # Raised when the parent is gone.
+        while True:
+            name = connection.recv()
+            if name not in warm:
+                CONTESTANTS[name].run(*(side[:WARM_UP_ROWS] for side in features))
+                warm.add(name)
+            connection.send(run_once(CONTESTANTS[name], *features))
 
 
 def run_once(contestant: Contestant, generated: Tensor, real: Tensor) -> Row:

@@ -1,9 +1,8 @@
-"""The measurements as markdown tables and as numbers."""
+"""The measurements as markdown tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from bench import Bench, Estimate
 from contestants import CONTESTANTS, OURS, Size
@@ -12,6 +11,7 @@ from sections import FLOOR_SECTION, GROWTH, MEMORY, PEERS, Section
 from targets import MEGABYTE, all_targets
 
 MISSING = "-"
+VALUES_LEGEND = f"Precision, recall; the larger difference from the exact values. faiss HNSW is {HNSW_DESCRIPTION}."
 LEGEND = "~: not measured; from the next smaller size by the law of time or memory."
 
 
@@ -39,7 +39,7 @@ def _peers(bench: Bench) -> dict[str, str]:
     return {
         "Time, in seconds": times,
         "Times slower than ours": table(["", *columns], rows),
-        "Values": f"Precision, recall; the largest difference from the exact values. faiss HNSW: {HNSW_DESCRIPTION}.\n\n{_values(bench)}",
+        "Values": f"{VALUES_LEGEND}\n\n{_values(bench)}",
     }
 
 
@@ -152,45 +152,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )
-
-
-def to_json(bench: Bench, sections: Sequence[Section]) -> dict[str, Any]:
-    """Return all measurements, what was extrapolated and why, exponents, and targets with their verdicts."""
-    results = []
-    for section in sections:
-        for size in bench.sizes(section):
-            for name in bench.names(section):
-                rows = bench.rows(section, size, name)
-                seconds, peak = (bench.estimate(section, size, name, field) for field in ("seconds", "peak_bytes"))
-                results.append(
-                    {
-                        "section": section.name,
-                        **size._asdict(),
-                        "contestant": name,
-                        "seconds": seconds and seconds.value,
-                        # Elsewhere the process is shared, and memory left by others may be used again.
-                        "peak_bytes": peak.value if peak and section.fresh else None,
-                        "extrapolated": not rows,
-                        "reason": "" if rows else bench.obstacle(section, size, name),
-                        "rounds": [row["seconds"] for row in rows],
-                        "precision": rows[0]["precision"] if rows else None,
-                        "recall": rows[0]["recall"] if rows else None,
-                    }
-                )
-    judged = [] if bench.quick else all_targets()
-    return {
-        "results": results,
-        "exponents": {name: e and e.value for name in bench.names(GROWTH) for e in [bench.exponent(name)]},
-        "targets": [
-            {
-                "target": target.text,
-                "limit": target.limit,
-                "at_least": target.at_least,
-                "value": value and value.value,
-                "extrapolated": value is not None and value.extrapolated,
-                "met": target.met(bench),
-            }
-            for target in judged
-            for value in [target.value(bench)]
-        ],
-    }
