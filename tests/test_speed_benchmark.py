@@ -31,6 +31,7 @@ def new_bench(folder, **settings):
         "threads": 1,
         "device": "cpu",
         "machine": "test",
+        "wait_policy": "passive",
         "limit_s": 300,
         "limit_bytes": 16 * bench.GIB,
     }
@@ -59,7 +60,7 @@ def calls(monkeypatch):
             made.append(name)
             return {"seconds": 60.0 if name == "prdc" else 1.0, "peak_bytes": 1, "precision": 1.0, "recall": 1.0}
 
-    monkeypatch.setattr(bench, "worker", lambda *_: contextlib.nullcontext(Fake()))
+    monkeypatch.setattr(bench, "worker", lambda *_, **__: contextlib.nullcontext(Fake()))
     monkeypatch.setattr(contestants.Contestant, "installed", True)
     return made
 
@@ -118,7 +119,7 @@ def test_peak_memory_is_what_a_call_adds(features):
 
 
 def test_a_worker_measures_and_tells_when_it_died():
-    with measure.worker(TINY, threads=1, device="cpu") as held:
+    with measure.worker(TINY, threads=1, device="cpu", trim=True) as held:
         assert held.measure("floor")["seconds"] > 0
         with pytest.raises(RuntimeError, match="nobody at 60 against 80 x 16: its process ended with 1"):
             held.measure("nobody")

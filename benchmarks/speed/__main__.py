@@ -54,6 +54,8 @@ def main() -> None:
         threads=args.threads,
         device=args.device,
         machine=machine(args.device),
+        # Else threads that wait hold a core that the one they wait for may need, if anything else runs: many times slower.
+        wait_policy=os.environ.setdefault("OMP_WAIT_POLICY", "passive"),
         limit_s=args.limit_seconds,
         limit_bytes=args.memory_limit * GIB,
         rounds=args.repeats,
@@ -81,6 +83,7 @@ def main() -> None:
         "protocol": {
             "quick": args.quick,
             "threads": args.threads,
+            "wait_policy": bench.wait_policy,
             "device": args.device,
             "machine": bench.machine,
             "memory_gib": round(memory_bytes() / GIB, 1),

@@ -42,6 +42,7 @@ class Bench:
         threads: Of every contestant.
         device: Where the features are.
         machine: Name of processor and accelerator; those of other machines do not count.
+        wait_policy: Of idle threads, as OpenMP names it.
         limit_s: Expected seconds beyond which a contestant does not run.
         limit_bytes: Expected bytes beyond the features, likewise.
         rounds: Largest number of rounds, where fewer than the sections' own are wanted.
@@ -52,6 +53,7 @@ class Bench:
     threads: int
     device: str
     machine: str
+    wait_policy: str
     limit_s: float
     limit_bytes: float
     rounds: int | None = None
@@ -71,7 +73,7 @@ class Bench:
             names = self.names(section)
             # A quick run spends its time better than on starting processes.
             for group in [[name] for name in names] if section.fresh and not self.quick else [names]:
-                with worker(size, self.threads, self.device) as held:
+                with worker(size, self.threads, self.device, trim=section.fresh) as held:
                     self._run_rounds(section, size, group, held)
 
     def _run_rounds(self, section: Section, size: Size, names: list[str], held: Worker) -> None:
@@ -90,7 +92,7 @@ class Bench:
         return len(rows) == turn and sum(row["seconds"] for row in rows) < ENOUGH_S
 
     def _key(self, section: Section, size: Size, name: str, turn: int) -> str:
-        where = f"{self.machine}/{self.device}/{self.threads}"
+        where = f"{self.machine}/{self.device}/{self.threads}-{self.wait_policy}"
         what = f"{'x'.join(map(str, size))}/{name}/{turn}"
         return "/".join([section.name, what, where, CONTESTANTS[name].source, DATA_SOURCE])
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import multiprocessing
 import os
+import platform
 import signal
 import time
 from collections.abc import Iterator
@@ -27,8 +29,8 @@ Row = dict[str, Any]
 class Worker:
     """A process with the features of one size, started when it is first asked for a measurement."""
 
-    def __init__(self, size: Size, threads: int, device: str) -> None:
-        self._arguments = size, threads, device
+    def __init__(self, size: Size, threads: int, device: str, trim: bool) -> None:
+        self._arguments = size, threads, device, trim
         self._process: multiprocessing.process.BaseProcess | None = None
 
     def measure(self, name: str) -> Row:
@@ -56,27 +58,35 @@ class Worker:
             self._process.join()
 
     def _start(self) -> None:
-        size, threads, device = self._arguments
+        size, threads, device, trim = self._arguments
         # Libraries read these when they are loaded, so that they must be there before the process is.
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, size, threads, device))
+        self._process = context.Process(target=_serve, args=(theirs, size, threads, device, trim))
         self._process.start()
         theirs.close()
 
 
 @contextlib.contextmanager
-def worker(size: Size, threads: int, device: str) -> Iterator[Worker]:
-    """Hold a worker that ends with the block, however it ends."""
-    held = Worker(size, threads, device)
+def worker(size: Size, threads: int, device: str, trim: bool) -> Iterator[Worker]:
+    """Hold a worker that ends with the block, however it ends.
+
+    Args:
+        size: Of the features.
+        threads: Of every library, and cores.
+        device: Of the features.
+        trim: Whether unused memory goes back to the system before each measurement, for the sake of its peak. It has
+            to be fetched again, which takes time.
+    """
+    held = Worker(size, threads, device, trim)
     try:
         yield held
     finally:
         held.stop()
 
 
-def _serve(connection: Connection, size: Size, threads: int, device: str) -> None:
+def _serve(connection: Connection, size: Size, threads: int, device: str, trim: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent stops its workers.
     # Cores, too: prdc starts eight jobs whatever it is told.
     if hasattr(os, "sched_setaffinity"):
@@ -90,7 +100,15 @@ def _serve(connection: Connection, size: Size, threads: int, device: str) -> Non
             if name not in warm:
                 CONTESTANTS[name].run(*(side[:WARM_UP_ROWS] for side in features))
                 warm.add(name)
+            if trim:
+                _return_memory()
             connection.send(run_once(CONTESTANTS[name], *features))
+
+
+def _return_memory() -> None:
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def run_once(contestant: Contestant, generated: Tensor, real: Tensor) -> Row:

@@ -12,7 +12,7 @@ from targets import MEGABYTE, all_targets
 
 MISSING = "-"
 VALUES_LEGEND = f"Precision, recall; the larger difference from the exact values. faiss HNSW is {HNSW_DESCRIPTION}."
-LEGEND = "~: not measured; from the next smaller size by the law of time or memory."
+LEGEND = "~: not measured; from the next smaller size, by the law of time, or by that of the arrays held at once."
 
 
 def report(bench: Bench, sections: Sequence[Section]) -> str:
@@ -23,7 +23,7 @@ def report(bench: Bench, sections: Sequence[Section]) -> str:
     parts["Targets"] = "Not judged: a quick run has other sizes." if bench.quick else _targets(bench)
     if lines := _left_out(bench, sections):
         parts["Not measured"] = f"{LEGEND}\n\n{lines}"
-    where = f"{bench.machine}; {bench.threads} thread{'s' * (bench.threads > 1)}; features on {bench.device}."
+    where = f"{bench.machine}; {bench.threads} thread{'s' * (bench.threads > 1)}, waiting {bench.wait_policy}; features on {bench.device}."
     return "\n\n".join([where, *(f"## {title}\n\n{body}" for title, body in parts.items())])
 
 
@@ -122,7 +122,7 @@ def _targets(bench: Bench) -> str:
 
 def _left_out(bench: Bench, sections: Sequence[Section]) -> str:
     lines = [
-        f"- {CONTESTANTS[name].title}, {section.name}, {size}: {reason} (law: {CONTESTANTS[name].law})"
+        f"- {CONTESTANTS[name].title}, {section.name}, {size}: {reason}"
         for section in sections
         for size in bench.sizes(section)
         for name in bench.names(section)
