@@ -54,7 +54,7 @@ def main() -> None:
         threads=args.threads,
         device=args.device,
         machine=machine(args.device),
-        # Else threads that wait hold a core that the one they wait for may need, if anything else runs: many times slower.
+        # Threads that spin while they wait keep the core from the one they wait for, on a machine that is not idle.
         wait_policy=os.environ.setdefault("OMP_WAIT_POLICY", "passive"),
         limit_s=args.limit_seconds,
         limit_bytes=args.memory_limit * GIB,

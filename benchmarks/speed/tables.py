@@ -23,7 +23,8 @@ def report(bench: Bench, sections: Sequence[Section]) -> str:
     parts["Targets"] = "Not judged: a quick run has other sizes." if bench.quick else _targets(bench)
     if lines := _left_out(bench, sections):
         parts["Not measured"] = f"{LEGEND}\n\n{lines}"
-    where = f"{bench.machine}; {bench.threads} thread{'s' * (bench.threads > 1)}, waiting {bench.wait_policy}; features on {bench.device}."
+    threads = f"{bench.threads} thread{'s' * (bench.threads > 1)}, waiting {bench.wait_policy}"
+    where = f"{bench.machine}; {threads}; features on {bench.device}."
     return "\n\n".join([where, *(f"## {title}\n\n{body}" for title, body in parts.items())])
 
 
