@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import rivals
 import sections
-import store
+import storage
 import synthetic
 import targets
 import torch
@@ -35,7 +35,7 @@ def new_bench(folder, **settings):
         "limit_s": 300,
         "limit_bytes": 16 * bench.GIB,
     }
-    return bench.Bench(store=store.Store(folder / "measurements.jsonl"), **{**defaults, **settings})
+    return bench.Bench(store=storage.Store(folder / "measurements.jsonl"), **{**defaults, **settings})
 
 
 def put(board, section, size, name, *seconds, peak_bytes=0):

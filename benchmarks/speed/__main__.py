@@ -17,6 +17,8 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # For what the benchmarks share.
+
 import plots
 import results
 import tables
@@ -25,7 +27,7 @@ from bench import GIB, Bench
 from contestants import CONTESTANTS
 from rivals import HNSW_DESCRIPTION
 from sections import SECTIONS
-from store import Store, write_atomically
+from storage import Store, write_atomically
 from synthetic import DESCRIPTION
 
 PACKAGES = (

@@ -13,7 +13,7 @@ import synthetic
 from contestants import CONTESTANTS, Size, digest
 from measure import Worker, worker
 from sections import GROWTH, SECTIONS, Section
-from store import Store
+from storage import Store
 
 GIB = 2**30
 # Slow contestants vary less, in proportion, and cost more: no further round once one has used so much.
