@@ -11,7 +11,7 @@ from torch_fidelity_lsh.coordinates import UNIT, Coordinates
 from torch_fidelity_lsh.hashing import DIRECTION_UNIT, PROBABILITY_UNIT, HashFamily
 from torch_fidelity_lsh.lsh import MEAN_UNIT, OUTLIER_OCCUPANCY
 from torch_fidelity_lsh.lsh_knn import BUCKET_CAPACITY, FAR
-from torch_fidelity_lsh.reduction import reduce_features
+from torch_fidelity_lsh.reduction import ReducedFeatures
 
 
 def lsh(generated, real, config, widths):
@@ -169,7 +169,7 @@ def _knn_side(assessed, support, family, width, matched, k):
 def _prepare(metric, generated, real, config: LSHConfig):
     config = config.resolve(metric)
     reduced = [
-        reduce_features(torch.as_tensor(features), config.num_components, config.seed, config.batch_size)
+        ReducedFeatures.of(torch.as_tensor(features), config.num_components, config.seed).values
         for features in (generated, real)
     ]
     coordinates = [Coordinates.fit(reduced[1], config.coordinates)(side) for side in reduced]

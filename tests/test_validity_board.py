@@ -20,6 +20,7 @@ import suite
 import torch
 from prdc import compute_prdc
 from scipy.stats import betabinom
+from storage import Store
 
 VALIDITY = Path(__file__).parents[1] / "benchmarks" / "validity"
 START, END = criteria.START, criteria.END
@@ -246,7 +247,7 @@ def values(fake, store, metric="one"):
 
 
 def test_order_and_company_change_nothing(fake, tmp_path):
-    everything, alone = board.Store(tmp_path / "a.jsonl"), board.Store(tmp_path / "b.jsonl")
+    everything, alone = Store(tmp_path / "a.jsonl"), board.Store(tmp_path / "b.jsonl")
     board.run(fake.board, fake.board.tasks(["pair"], ["one", "two"]), everything, jobs=1)
     board.run(fake.board, fake.board.tasks(["pair"], ["one"])[::-1], alone, jobs=1)
     assert values(fake, everything) == values(fake, alone)
@@ -255,22 +256,22 @@ def test_order_and_company_change_nothing(fake, tmp_path):
 
 def test_a_second_run_measures_what_changed(fake, tmp_path):
     path, tasks = tmp_path / "rows.jsonl", fake.board.tasks(["pair"], ["one", "two"])
-    board.run(fake.board, tasks, board.Store(path), jobs=1)
+    board.run(fake.board, tasks, Store(path), jobs=1)
     fake.calls.clear()
-    board.run(fake.board, tasks, board.Store(path), jobs=1)
+    board.run(fake.board, tasks, Store(path), jobs=1)
     assert fake.calls == []
     fake.metrics["two"] = replace(fake.metrics["two"], source="second")
-    board.run(fake.board, tasks, board.Store(path), jobs=1)
+    board.run(fake.board, tasks, Store(path), jobs=1)
     assert fake.calls == ["two"] * 6
 
 
 def test_an_interrupted_run_goes_on(fake, tmp_path):
     path, tasks = tmp_path / "rows.jsonl", fake.board.tasks(["pair"], ["one"])
-    store = board.Store(path)
+    store = Store(path)
     board.run(fake.board, tasks[:2], store, jobs=1)
     assert fake.board.curves(store, fake.check, fake.metrics["one"]) == {}
     path.write_text(path.read_text() + '{"key": "cut o')
-    store = board.Store(path)
+    store = Store(path)
     fake.calls.clear()
     board.run(fake.board, tasks, store, jobs=1)
     assert len(fake.calls) == 2

@@ -5,7 +5,12 @@ Direction, everywhere: ``input1`` and ``features_1`` are generated, ``input2`` a
 
 from torch_fidelity_lsh import feature_extractor_efficientnet_lite0
 from torch_fidelity_lsh.config import LSHConfig
-from torch_fidelity_lsh.functional import PrecisionRecall, lsh_knn_precision_recall, lsh_precision_recall
+from torch_fidelity_lsh.functional import (
+    PrecisionRecall,
+    lsh_knn_precision_recall,
+    lsh_precision_recall,
+    reduce_features,
+)
 from torch_fidelity_lsh.hook import install, installed, uninstall
 from torch_fidelity_lsh.metric_lsh import (
     KEY_METRIC_LSH_F_SCORE,
@@ -41,5 +46,7 @@ from torch_fidelity_lsh.metric_lsh import (
     lsh_knn_features_to_metric,
     lsh_knn_featuresdict_to_metric,
 )
-from torch_fidelity_lsh.metrics import calculate_metrics
+from torch_fidelity_lsh.metrics import calculate_metrics, create_reference
+from torch_fidelity_lsh.reduction import ReducedFeatures
+from torch_fidelity_lsh.reference import load_reference, save_reference
 from torch_fidelity_lsh.registry import MetricOption, register_metric

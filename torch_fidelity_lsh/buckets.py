@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_fidelity_lsh.coordinates import content_hash
+from torch_fidelity_lsh.coordinates import by_blocks, content_hash
 from torch_fidelity_lsh.hashing import HashFamily
 
 BLOCK_ELEMENTS = 2**20  # of coordinates gathered and distances computed at a time
@@ -97,7 +97,7 @@ class BucketIndex:
     ) -> BucketIndex:
         """Index ``num_samples`` of the N x P coordinates, chosen pseudo-randomly where there are more."""
         coordinates = coordinates[content_hash(coordinates).argsort(stable=True)[:num_samples]]
-        return cls(family, width, coordinates, Buckets.of(family.keys(coordinates, width)[0]), capacity)
+        return cls(family, width, coordinates, Buckets.of(family.keys(coordinates, width)), capacity)
 
     def nearest(self, queries: torch.Tensor, buckets: Buckets, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest of the samples that share a bucket with each of M x P queries in any table.
@@ -128,7 +128,7 @@ class BucketIndex:
             for table, rows, pairs in self._pairs(queries, asking, part, others):
                 nearest = _sorted(pairs)[:, :, :count]
                 found[rows, table[:, None] - first, : nearest.shape[-1]] = nearest
-            best = _smallest(torch.cat([best, found.flatten(1)], dim=1), count)
+            best = by_blocks(lambda pairs: _smallest(pairs, count), torch.cat([best, found.flatten(1)], dim=1))
         distances = (best >> MEMBER_BITS).double().masked_fill_(best == NOTHING, math.inf)
         return distances, (best % 2**MEMBER_BITS).masked_fill_(best == NOTHING, -1)
 
@@ -145,7 +145,7 @@ class BucketIndex:
             B tables, B x Q rows of the queries, and B x Q x S pairs: of each query with each member one number that
             sorts by distance and, where distances are equal, by member.
         """
-        query_norms, member_norms = (rows.double().square().sum(1) for rows in (queries, self.coordinates))
+        query_norms, member_norms = (by_blocks(_squared_norms, rows) for rows in (queries, self.coordinates))
         for part, num_queries, num_members in _of_like_size(tasks, self._offered(others), queries.shape[1]):
             table, query_start, query_count, member_start, member_count = part.T
             rows, _ = _gather(asking.order, table, query_start, query_count, num_queries)
@@ -181,6 +181,10 @@ class BucketIndex:
         return tasks[end > start]
 
 
+def _squared_norms(rows: torch.Tensor) -> torch.Tensor:
+    return rows.double().square_().sum(1)
+
+
 def _smallest(pairs: torch.Tensor, count: int) -> torch.Tensor:
     """Return the ``count`` smallest of M x S pairs in each row, equal ones only once."""
     pairs = _sorted(pairs)
@@ -197,20 +201,23 @@ def _sorted(pairs: torch.Tensor) -> torch.Tensor:
 
 def _of_like_size(tasks: torch.Tensor, offered: int, dimension: int) -> Iterator[tuple[torch.Tensor, int, int]]:
     """Split tasks into parts that fit in memory once all their runs are padded to the same two lengths."""
-    query_sizes = tasks.new_tensor([1, 4, 16, QUERIES_IN_BLOCK])
-    member_sizes = tasks.new_tensor([2**e for e in range(offered.bit_length()) if 2**e < offered] + [offered])
-    classes = torch.stack(
-        [
-            torch.bucketize(tasks[:, column].contiguous(), sizes)
-            for column, sizes in ((2, query_sizes), (4, member_sizes))
-        ],
-        dim=1,
+    query_sizes, member_sizes = _powers_of_two(QUERIES_IN_BLOCK), _powers_of_two(offered)
+    query_class, member_class = (
+        torch.bucketize(tasks[:, column].contiguous(), tasks.new_tensor(sizes))
+        for column, sizes in ((2, query_sizes), (4, member_sizes))
     )
-    for query_class, member_class in torch.unique(classes, dim=0).tolist():
-        part = tasks[(classes == classes.new_tensor([query_class, member_class])).all(1)]
-        q, s = int(query_sizes[query_class]), int(member_sizes[member_class])
+    classes = query_class * len(member_sizes) + member_class
+    order = torch.argsort(classes, stable=True)
+    numbers, counts = torch.unique(classes, return_counts=True)
+    for number, part in zip(numbers.tolist(), torch.split(tasks[order], counts.tolist()), strict=True):
+        q, s = query_sizes[number // len(member_sizes)], member_sizes[number % len(member_sizes)]
         for piece in torch.split(part, max(1, BLOCK_ELEMENTS // ((q + s) * dimension + q * s))):
             yield piece, q, s
+
+
+def _powers_of_two(largest: int) -> list[int]:
+    """Return 1, 2, 4 and so on, and in the end ``largest``."""
+    return [2**e for e in range((largest - 1).bit_length())] + [largest]
 
 
 def _gather(

@@ -16,17 +16,21 @@ import torch
 import torch_fidelity.fidelity
 
 from torch_fidelity_lsh import upstream
+from torch_fidelity_lsh.config import option_fields
+from torch_fidelity_lsh.distributed import rank_and_size, ranks_of_torchrun
 from torch_fidelity_lsh.messages import did_you_mean
-from torch_fidelity_lsh.metrics import calculate_metrics
+from torch_fidelity_lsh.metrics import calculate_metrics, create_reference
+from torch_fidelity_lsh.reference import save_reference
 from torch_fidelity_lsh.registry import METRICS_REGISTRY, MetricOption, plugin_keywords
 
 _USER_ERRORS = (ValueError, OSError, ImportError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run the command, ``fidelity-lsh index`` if that is its first argument.
 
-    The result is the only thing on stdout; progress, warnings and errors go to stderr.
+    The result is the only thing on stdout; progress, warnings and errors go to stderr. Under ``torchrun`` the ranks
+    share the work, and the first one prints.
 
     Args:
         argv: Arguments without the command's name. Default: those of the process.
@@ -34,18 +38,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 1 after an error in what the user asked for. Wrong options exit with 2.
     """
-    parser = make_parser()
-    args = _parse_strictly(parser, argv)
+    argv = sys.argv[1:] if argv is None else argv
+    indexing = argv[:1] == ["index"]
+    parser = make_index_parser() if indexing else make_parser()
+    args = _parse_strictly(parser, argv[1:] if indexing else argv)
     # Upstream chooses how many workers load images; users cannot act on this.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     try:
-        with redirect_stdout(sys.stderr):  # Upstream's KID prints a remark to stdout.
-            metrics = calculate_metrics(**_call_keywords(args))
+        with ranks_of_torchrun(), redirect_stdout(sys.stderr):  # Upstream's KID prints a remark to stdout.
+            text = _index(args) if indexing else _measure(args)
+            is_first = rank_and_size()[0] == 0
     except _USER_ERRORS as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 1
-    print(_as_json(metrics) if args["json"] else _as_text(metrics))
+    if is_first:
+        print(text)
     return 0
+
+
+def _measure(args: dict[str, Any]) -> str:
+    metrics = calculate_metrics(**_call_keywords(args))
+    return _as_json(metrics) if args["json"] else _as_text(metrics)
+
+
+def _index(args: dict[str, Any]) -> str:
+    keywords = {name: value for name, value in _call_keywords(args).items() if name != "input2"}
+    reference = create_reference(input=args["input"], **keywords)
+    if rank_and_size()[0] == 0:
+        save_reference(reference, args["output"])
+    source = f" from {reference.source}" if reference.source else ""
+    text = f"{args['output']}: {len(reference)} samples, {reference.dimension} features each{source}"
+    summary = {"output": args["output"], "samples": len(reference), "dimension": reference.dimension}
+    sources = {"feature_extractor": reference.feature_extractor, "feature_layer": reference.feature_layer}
+    return json.dumps({**summary, **sources}, indent=4) if args["json"] else text
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,10 +80,55 @@ def make_parser() -> argparse.ArgumentParser:
     parser.usage = "%(prog)s --input1 GENERATED --input2 REAL METRIC [METRIC ...] [options]"
     parser.description = (
         "Metrics of generated samples (input1) against real ones (input2). "
-        "Either input can also be a file of ready features N x D: .npy, .npz or .safetensors."
+        "Either input can also be a file of ready features N x D: .npy, .npz or .safetensors, or a reference file "
+        "written by fidelity-lsh index."
     )
     parser.allow_abbrev = False
     _add_registered_metrics(parser)
+    return parser
+
+
+# Upstream's options of the input and of the extraction of features.
+_INDEX_OPTIONS = (
+    "batch_size",
+    "cache",
+    "cache_root",
+    "cpu",
+    "datasets_download",
+    "datasets_root",
+    "feature_extractor",
+    "feature_extractor_compile",
+    "feature_extractor_internal_dtype",
+    "feature_extractor_weights_path",
+    "gpu",
+    "json",
+    "rng_seed",
+    "samples_find_deep",
+    "samples_find_ext",
+    "samples_resize_and_crop",
+    "save_cpu_ram",
+    "silent",
+)
+
+
+def make_index_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``fidelity-lsh index``: upstream's options of one input and of feature extraction."""
+    parser = argparse.ArgumentParser(
+        "fidelity-lsh index",
+        description="Reduce one set of samples to a small file, to be --input2 of many calls with --lsh or --lsh-knn.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--input", required=True, help="the samples: whatever --input2 of fidelity-lsh takes")
+    parser.add_argument("--output", required=True, help="file to write, ending in .safetensors")
+    parser.add_argument("--feature-layer-lsh", help="name of the feature layer (default: that of prc)")
+    components = option_fields()["num_components"]
+    parser.add_argument(
+        "--lsh-num-components", type=int, default=components.default, help=_help(components.metadata["help"])
+    )
+    for action in _upstream_parser()._actions:
+        if action.dest.removeprefix("no_") in _INDEX_OPTIONS:
+            parser._add_action(action)
     return parser
 
 

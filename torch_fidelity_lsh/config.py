@@ -42,7 +42,7 @@ class LSHConfig:
         coordinates: What is hashed of the features about their centre: ``"polar"``, their direction and norm;
             ``"radial"``, the features and their norm; ``"euclidean"``, the features. Default: ``"polar"`` in ``lsh``,
             ``"radial"`` in ``lsh_knn``.
-        batch_size: Rows processed at a time; bounds memory and changes no result. Default: 4096.
+        batch_size: Rows processed at a time; bounds memory and changes no result. Default: 1024.
         seed: Seed of all random choices; fidelity calls take it from ``rng_seed``. Default: 2020.
 
     Raises:
@@ -69,7 +69,7 @@ class LSHConfig:
     coordinates: str | None = _setting(
         None, str, "what is hashed of the features; polar in lsh, radial in lsh_knn if not given", COORDINATES
     )
-    batch_size: int = _setting(4096, int, "rows processed at a time; changes no result")
+    batch_size: int = _setting(1024, int, "rows processed at a time; changes no result")
     seed: int = 2020
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ of rows, the number of threads or the device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +42,8 @@ class Coordinates:
     @classmethod
     def fit(cls, real: torch.Tensor, kind: str) -> Coordinates:
         """Fit the map on N x P reduced features of the real samples."""
-        centre = _robust_mean(real.double())
-        norms = _norms(real - centre)
+        centre = _robust_mean(real)
+        norms = _distances(real, centre)
         norm = _quantile(norms, 0.5)
         spread = (_quantile(norms, 0.84) - _quantile(norms, 0.16)) / 2
         tiny = torch.finfo(torch.float64).tiny
@@ -50,7 +51,7 @@ class Coordinates:
 
     def __call__(self, reduced: torch.Tensor) -> torch.Tensor:
         """Return the N x (P + 1) coordinates of N x P reduced features, float32 whole numbers of ``UNIT``."""
-        return torch.cat([self._of_block(block) for block in torch.split(reduced, ROWS_AT_ONCE)])
+        return by_blocks(self._of_block, reduced)
 
     def _of_block(self, reduced: torch.Tensor) -> torch.Tensor:
         centred = reduced - self.centre
@@ -64,11 +65,26 @@ class Coordinates:
 
 def _robust_mean(rows: torch.Tensor) -> torch.Tensor:
     """Return the mean of the rows within three median distances of the mean, in two rounds."""
-    mean = rows.mean(0)
+    chosen = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
+    mean = _mean(rows, chosen)
     for _ in range(2):
-        distances = _norms(rows - mean)
-        mean = rows[distances <= 3 * _quantile(distances, 0.5)].mean(0)
+        distances = _distances(rows, mean)
+        mean = _mean(rows, (distances <= 3 * _quantile(distances, 0.5)).double())
     return mean
+
+
+def _mean(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    blocks = zip(torch.split(rows, ROWS_AT_ONCE), torch.split(weights, ROWS_AT_ONCE), strict=True)
+    return torch.stack([w @ block.double() for block, w in blocks]).sum(0) / weights.sum()
+
+
+def by_blocks(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """Apply a function to some rows at a time, so that what it needs on the way stays small."""
+    return torch.cat([function(block) for block in torch.split(rows, ROWS_AT_ONCE)])
+
+
+def _distances(rows: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    return by_blocks(lambda block: _norms(block - centre), rows)
 
 
 def _norms(rows: torch.Tensor) -> torch.Tensor:
@@ -83,7 +99,8 @@ def content_hash(coordinates: torch.Tensor) -> torch.Tensor:
     """Return N int64 numbers, pseudo-random but the same for equal rows of N x P coordinates."""
     rng = np.random.default_rng(coordinates.shape[1])
     multipliers = torch.from_numpy(rng.integers(-(2**63), 2**63, coordinates.shape[1], dtype=np.int64) | 1)
-    return (coordinates.long() * multipliers.to(coordinates.device)).sum(1)
+    multipliers = multipliers.to(coordinates.device)
+    return by_blocks(lambda rows: (rows.long() * multipliers).sum(1), coordinates)
 
 
 def distinct(coordinates: torch.Tensor) -> torch.Tensor:

@@ -22,9 +22,9 @@ from torch_fidelity_lsh.config import LSHConfig, ResolvedConfig
 from torch_fidelity_lsh.coordinates import Coordinates, distinct
 from torch_fidelity_lsh.lsh import BucketSupport
 from torch_fidelity_lsh.lsh_knn import NeighbourSupport
-from torch_fidelity_lsh.reduction import reduce_features
+from torch_fidelity_lsh.reduction import ReducedFeatures
 
-Features = torch.Tensor | npt.NDArray[Any]
+Features = torch.Tensor | npt.NDArray[Any] | ReducedFeatures
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def lsh_precision_recall(
     the coarsest width keeps samples piled up in a dense spot from paying for others far away.
 
     Args:
-        features_generated: M x D generated samples, float tensor or array, M >= 2.
-        features_real: N x D real samples, N >= 2, on the same device.
+        features_generated: M x D generated samples, float tensor or array, or reduced; M >= 2.
+        features_real: N x D real samples, or reduced; N >= 2, on the same device.
         config: Settings. Default: ``LSHConfig()``.
 
     Raises:
@@ -150,8 +150,8 @@ def lsh_knn_precision_recall(
     samples piled up in a dense spot from paying for others far away.
 
     Args:
-        features_generated: M x D generated samples, float tensor or array, M >= ``neighborhood`` + 2, or 4.
-        features_real: N x D real samples, N >= ``neighborhood`` + 2, or 4, on the same device.
+        features_generated: M x D generated samples, float tensor or array, or reduced; M >= ``neighborhood`` + 2, or 4.
+        features_real: N x D real samples, or reduced; N >= ``neighborhood`` + 2, or 4, on the same device.
         config: Settings. Default: ``LSHConfig()``.
 
     Raises:
@@ -161,6 +161,24 @@ def lsh_knn_precision_recall(
     # A left-out sample leaves one fewer, of which each needs k others.
     at_least = (config.neighborhood or 2) + 2
     return _measure("lsh_knn", NeighbourSupport, features_generated, features_real, config, at_least)
+
+
+def reduce_features(features: Features, config: LSHConfig | None = None) -> ReducedFeatures:
+    """Keep of a set of samples what both metrics need: the set can be given to them in this form.
+
+    Args:
+        features: N x D, N >= 1, float tensor or array.
+        config: Settings, of which ``num_components`` and ``seed`` matter. Default: ``LSHConfig()``.
+
+    Raises:
+        ValueError: Features have the wrong type or shape, or hold NaN or infinite values.
+
+    Example:
+        >>> features = np.random.default_rng(0).standard_normal((100, 2048))
+        >>> reduce_features(features).values.shape
+        torch.Size([100, 128])
+    """
+    return _reduced("features", features, 1, config or LSHConfig())
 
 
 class _Support(Protocol):
@@ -182,17 +200,10 @@ def _measure(
     at_least: int,
 ) -> PrecisionRecall:
     config = requested.resolve(metric)
-    generated = _checked("features_generated", features_generated, at_least)
-    real = _checked("features_real", features_real, at_least)
-    _refuse_unlike(generated, real)
-    reduced, reduced_real = (
-        reduce_features(features, config.num_components, config.seed, config.batch_size)
-        for features in (generated, real)
-    )
-    fitted = Coordinates.fit(reduced_real, config.coordinates)
-    coordinates, coordinates_real = fitted(reduced), fitted(reduced_real)
+    coordinates, coordinates_real, dimension = _coordinates(features_generated, features_real, at_least, config)
+    num_generated, num_real = len(coordinates), len(coordinates_real)
     # The larger side is judged as if it had as many samples as the smaller: more samples fill more buckets.
-    matched = min(len(generated), len(real))
+    matched = min(num_generated, num_real)
     # Repeated rows share every bucket however narrow, and say nothing of the width that others need.
     varied = distinct(coordinates_real)
     support = support_type.fit(varied, min(matched, len(varied)), config)
@@ -211,10 +222,10 @@ def _measure(
         recall_memberships=recall.memberships.cpu(),
         protocol={
             "direction": "precision: generated in real; recall: real in generated",
-            "num_generated": len(generated),
-            "num_real": len(real),
+            "num_generated": num_generated,
+            "num_real": num_real,
             "matched_size": matched,
-            "dimension": real.shape[1],
+            "dimension": dimension,
             **asdict(config),
             **support.to_dict(),
             "versions": {name: version(name) for name in ("torch-fidelity-lsh", "torch-fidelity", "torch", "numpy")},
@@ -222,7 +233,32 @@ def _measure(
     )
 
 
-def _checked(name: str, features: Features, at_least: int) -> torch.Tensor:
+def _coordinates(
+    features_generated: Features, features_real: Features, at_least: int, config: ResolvedConfig
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return the coordinates of both sides, and the dimension of their features."""
+    generated = _reduced("features_generated", features_generated, at_least, config)
+    real = _reduced("features_real", features_real, at_least, config)
+    _refuse_unlike(generated, real)
+    fitted = Coordinates.fit(real.values, config.coordinates)
+    return fitted(generated.values), fitted(real.values), real.dimension
+
+
+def _reduced(name: str, features: Features, at_least: int, config: LSHConfig) -> ReducedFeatures:
+    if isinstance(features, ReducedFeatures):
+        for setting in ("num_components", "seed"):
+            wanted, given = getattr(config, setting), getattr(features, setting)
+            if wanted != given:
+                raise ValueError(f"{name} were reduced with {setting}={given}, and {setting}={wanted} is asked for")
+        reduced = features
+    else:
+        reduced = ReducedFeatures.of(_checked(name, features), config.num_components, config.seed, config.batch_size)
+    if len(reduced) < at_least:
+        raise ValueError(f"{name} must hold at least {at_least} samples for these settings; got {len(reduced)}")
+    return reduced
+
+
+def _checked(name: str, features: torch.Tensor | npt.NDArray[Any]) -> torch.Tensor:
     if not isinstance(features, (torch.Tensor, np.ndarray)):
         raise ValueError(f"{name} must be a tensor or a numpy array; got {type(features).__name__}")
     dtype, shape = str(features.dtype), tuple(features.shape)
@@ -230,8 +266,6 @@ def _checked(name: str, features: Features, at_least: int) -> torch.Tensor:
         raise ValueError(f"{name} must hold floating-point numbers; got dtype {dtype}, convert it on purpose")
     if len(shape) != 2 or shape[1] == 0:
         raise ValueError(f"{name} must be N x D with D >= 1; got shape {shape}")
-    if shape[0] < at_least:
-        raise ValueError(f"{name} must hold at least {at_least} samples for these settings; got {shape[0]}")
     tensor = torch.as_tensor(features).detach()
     finite_rows = tensor.amax(1).isfinite() & tensor.amin(1).isfinite()
     if not finite_rows.all():
@@ -240,10 +274,14 @@ def _checked(name: str, features: Features, at_least: int) -> torch.Tensor:
     return tensor
 
 
-def _refuse_unlike(generated: torch.Tensor, real: torch.Tensor) -> None:
-    if generated.shape[1] != real.shape[1]:
-        shapes = f"{tuple(generated.shape)} and {tuple(real.shape)}"
+def _refuse_unlike(generated: ReducedFeatures, real: ReducedFeatures) -> None:
+    sides = generated, real
+    if generated.dimension != real.dimension:
+        shapes = " and ".join(str((len(side), side.dimension)) for side in sides)
         raise ValueError(f"features_generated and features_real must have the same D; got shapes {shapes}")
-    if generated.device != real.device:
-        devices = f"{generated.device} and {real.device}"
+    if generated.source and real.source and generated.source != real.source:
+        sources = " and ".join(side.source for side in sides)
+        raise ValueError(f"features_generated and features_real must be of one kind; got {sources}")
+    if generated.values.device != real.values.device:
+        devices = " and ".join(str(side.values.device) for side in sides)
         raise ValueError(f"features_generated and features_real must be on one device; got {devices}")

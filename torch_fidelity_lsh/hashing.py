@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,13 +51,21 @@ class HashFamily:
         """Number L of tables."""
         return self.directions.shape[1]
 
-    def keys(self, coordinates: torch.Tensor, *widths: float) -> list[torch.Tensor]:
-        """Return the L x N int64 keys of N x P coordinates, for each bucket width."""
-        blocks = [
-            [self._mix(projected, width) for width in widths]
-            for projected in map(self._project, torch.split(coordinates, ROWS_AT_ONCE))
-        ]
-        return [torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True)]
+    def keys(self, coordinates: torch.Tensor, width: float) -> torch.Tensor:
+        """Return the L x N int32 keys of N x P coordinates."""
+        return self.keys_at_widths([coordinates], [width])[0]
+
+    def keys_at_widths(self, sets: Sequence[torch.Tensor], widths: Sequence[float]) -> list[torch.Tensor]:
+        """Return the L x N int32 keys of all sets, one set after the other, for each bucket width."""
+        size = sum(len(coordinates) for coordinates in sets)
+        keys = [torch.empty(self.num_tables, size, dtype=torch.int32, device=sets[0].device) for _ in widths]
+        end = 0
+        for block in (block for coordinates in sets for block in torch.split(coordinates, ROWS_AT_ONCE)):
+            start, end = end, end + len(block)
+            projected = self._project(block)
+            for level, width in zip(keys, widths, strict=True):
+                level[:, start:end] = self._mix(projected, width)
+        return keys
 
     def _project(self, coordinates: torch.Tensor) -> torch.Tensor:
         """Return the exact K x L x N projections of N x P coordinates."""
@@ -69,7 +77,7 @@ class HashFamily:
         # Exact up to 2^53: with a dozen hashes for cells up to 2^18.
         for values, offsets, multipliers in zip(projected, self.offsets, self.multipliers, strict=True):
             keys.addcmul_((values * (1 / width)).add_(offsets).floor_(), multipliers)
-        return keys.long()
+        return keys.long().to(torch.int32)  # The lower half, in which keys differ as surely as needed.
 
     def find_width(self, coordinates: torch.Tensor, reaches: Callable[[torch.Tensor], bool]) -> float:
         """Return the smallest of the widths 2^(i/8) that satisfies a condition wider buckets satisfy too.
@@ -84,7 +92,7 @@ class HashFamily:
             return 1.0  # Any width will do.
         parts = (self.directions, self.offsets, self.multipliers)
         family = HashFamily(*(part[:, :CALIBRATION_TABLES] for part in parts))
-        projected = family._project(coordinates)
+        projected = torch.cat([family._project(block) for block in torch.split(coordinates, ROWS_AT_ONCE)], dim=2)
 
         def is_enough(step: int) -> bool:
             return reaches(family._mix(projected, 2 ** (step / WIDTHS_PER_OCTAVE)))

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
 from torch_fidelity_lsh import upstream
+from torch_fidelity_lsh.reduction import ReducedFeatures
+from torch_fidelity_lsh.reference import is_reference_file, load_reference
 
 FEATURE_SUFFIXES = (".npy", ".npz", ".safetensors")
 READY_LAYER = "features"
@@ -26,38 +28,43 @@ _READ_ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zli
 
 
 def is_ready(source: object) -> bool:
-    """Tell whether an input holds ready features: a tensor, an array, or a path with one of the feature suffixes."""
+    """Tell whether an input holds ready features: a tensor, an array, reduced features, or a path of such a file."""
     if isinstance(source, str):
         return source not in upstream.DATASETS_REGISTRY and source.lower().endswith(FEATURE_SUFFIXES)
-    return isinstance(source, (torch.Tensor, np.ndarray))
+    return isinstance(source, (torch.Tensor, np.ndarray, ReducedFeatures))
 
 
 def read_features(
-    source: str | torch.Tensor | np.ndarray, layers: Iterable[str], argument: str
-) -> dict[str, torch.Tensor]:
+    source: str | torch.Tensor | np.ndarray | ReducedFeatures, layers: Iterable[str], argument: str
+) -> dict[str, torch.Tensor | ReducedFeatures]:
     """Read ready features.
 
     A file of several arrays (``.npz``, ``.safetensors``) may hold one array per layer, by the layer's name. A layer
     that is not there is served by the file's only array, or else by the one called ``"features"``.
 
     Args:
-        source: A float tensor or array N x D, or the path of a ``.npy``, ``.npz`` or ``.safetensors`` file.
+        source: A float tensor or array N x D, reduced features, or the path of a ``.npy``, ``.npz`` or ``.safetensors``
+            file, which may be a reference file.
         layers: Names of the layers asked for.
         argument: Name of the keyword that gave the source, for error messages.
 
     Returns:
-        Layer name to features: float32 tensors N x D on the CPU, as feature extractors deliver them.
+        Layer name to features: float32 tensors N x D on the CPU, as feature extractors deliver them, or reduced ones.
 
     Raises:
         ValueError: The file cannot be read, does not say which array is meant, or the features are not N x D finite
             floats.
     """
+    if isinstance(source, ReducedFeatures):
+        return dict.fromkeys(layers, source)
     if not isinstance(source, str):
         features = _as_features(source, argument)
         return dict.fromkeys(layers, features)
     where = f'{argument}, file "{source}"'
     if not Path(source).is_file():
         raise ValueError(f"{where}: there is no such file")
+    if is_reference_file(source):
+        return dict.fromkeys(layers, load_reference(source))
     with _read_errors_named(where):
         arrays = _open_arrays(source)
     keys = {layer: _key_of_layer(layer, arrays, where) for layer in layers}
@@ -194,6 +201,6 @@ def _image_paths(folder: str, kwargs: Mapping[str, Any]) -> list[str]:
 def _accepted() -> str:
     return (
         "Accepted are: a folder of images; ready features (.npy, .npz, .safetensors, or a float tensor or array "
-        "N x D); a generative model (.onnx, .pth, or a GenerativeModelBase); a torch.utils.data.Dataset; a registered "
-        f"data set ({', '.join(upstream.DATASETS_REGISTRY)})"
+        "N x D); a reference file; a generative model (.onnx, .pth, or a GenerativeModelBase); a "
+        f"torch.utils.data.Dataset; a registered data set ({', '.join(upstream.DATASETS_REGISTRY)})"
     )

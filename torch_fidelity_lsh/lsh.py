@@ -63,11 +63,12 @@ class BucketSupport:
             What the real buckets say of the generated samples, and the generated ones of the real samples.
         """
         # Numbered together, the buckets of one set are those of the other, and need no search.
-        keys = self.family.keys(torch.cat([generated, real]), *self.widths)
-        numbers = [bucket_numbers(keys.pop(0)) for _ in self.widths]
-        sizes = len(generated), len(real)
-        parts = zip(*(torch.split(level, sizes, dim=1) for level in numbers), strict=True)
-        one, other = (_Side.of(levels, sum(sizes), thinned_to) for levels in parts)
+        levels = self.family.keys_at_widths([generated, real], self.widths)
+        for part in (part for level in levels for part in torch.split(level, TABLES_AT_ONCE)):
+            part.copy_(bucket_numbers(part))
+        sizes = [len(generated), len(real)]
+        sides = zip(*(torch.split(level, sizes, dim=1) for level in levels), strict=True)
+        one, other = (_Side.of(side, sum(sizes), thinned_to) for side in sides)
         return _judge(one, other), _judge(other, one)
 
     def to_dict(self) -> dict[str, object]:
@@ -117,9 +118,11 @@ class _Side:
     @property
     def collisions(self) -> float:
         """Probability in [0, 1] that two of the samples share a bucket of the finest width."""
-        finest = self.levels[0]
-        sizes = bucket_sums(finest, torch.ones_like(finest[0], dtype=torch.int64), self.num_buckets)
-        return int((sizes * (sizes - 1)).sum()) / (finest.numel() * max(1, finest.shape[1] - 1))
+        finest, pairs = self.levels[0], 0
+        for numbers in torch.split(finest, TABLES_AT_ONCE):
+            sizes = bucket_sums(numbers, torch.ones_like(numbers[0], dtype=torch.int64), self.num_buckets)
+            pairs += int((sizes * (sizes - 1)).sum())
+        return pairs / (finest.numel() * max(1, finest.shape[1] - 1))
 
 
 class _Visit:

@@ -18,7 +18,7 @@ from torch_fidelity_lsh.hashing import HashFamily, occupancy, others_in_bucket, 
 
 NEIGHBORHOOD = 15
 SAMPLES_PER_NEIGHBOUR = 8  # at least, if the neighbourhood is not given
-BUCKET_CAPACITY = 16  # samples searched in a bucket, times log2 of the samples indexed
+BUCKET_CAPACITY = 6  # samples searched in a bucket, times log2 of the samples indexed
 CANDIDATES = 8  # for each neighbour asked for, at least, on average over the real samples
 FAR = 2.0  # radii; what is further away, or not found, counts as this far
 
@@ -76,12 +76,14 @@ class NeighbourSupport:
         index = BucketIndex.build(self.family, self.width, support, thinned_to, _capacity(thinned_to, k))
         to_others, others = index.nearest_others(k + 1)
         radii, radii_without_one = to_others[:, k - 1], to_others[:, k]
-        buckets = Buckets.of(self.family.keys(assessed, self.width)[0])
+        buckets = Buckets.of(self.family.keys(assessed, self.width))
         distances, members = index.nearest(assessed, buckets, k)
         remoteness = _remoteness(distances, radii[members])
         own, others = to_others[:, :k], others[:, :k]
-        # Left out, a sample is no longer among the k nearest of others.
-        radii_left_out = torch.where(own <= radii[others], radii_without_one[others], radii[others])
+        # Left out, a sample is no longer among the k nearest of those that found it.
+        itself = torch.arange(len(others), device=others.device)[:, None]
+        is_found = torch.stack([others[:, place][others] == itself for place in range(k)]).any(0)
+        radii_left_out = torch.where(is_found, radii_without_one[others], radii[others])
         remoteness_left_out = _remoteness(own, radii_left_out)
         strict = Evidence.of(-remoteness, -remoteness_left_out, QUORUM)
         dependence = 1 + k * _agreement(strict.left_out, others)

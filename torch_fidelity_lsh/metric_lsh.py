@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from torch_fidelity_lsh.functional import (
     PrecisionRecall,
     lsh_knn_precision_recall,
     lsh_precision_recall,
+    reduce_features,
 )
 from torch_fidelity_lsh.metrics import calculate_metrics
+from torch_fidelity_lsh.reduction import ReducedFeatures
 from torch_fidelity_lsh.registry import MetricOption, refuse_unknown_keywords, register_metric
 
 KEY_METRIC_LSH_PRECISION = "lsh_precision"
@@ -116,13 +119,23 @@ def _features_to_metric(
     refuse_unknown_keywords(kwargs)
     config = LSHConfig.from_kwargs(kwargs)
     if kwargs.get("cuda"):
-        features_1, features_2 = (torch.as_tensor(f).cuda() for f in (features_1, features_2))
+        features_1, features_2 = (_on_gpu(features) for features in (features_1, features_2))
     result = measure(features_1, features_2, config)
     if kwargs.get("verbose"):
         source = {name: kwargs[name] for name in ("feature_extractor", "feature_layer_lsh") if kwargs.get(name)}
         protocol = ", ".join(f"{name}={value}" for name, value in {**source, **result.protocol}.items())
         print(f"{result}\n{result.metric} protocol: {protocol}", file=sys.stderr)
     return result.to_dict()
+
+
+def _on_gpu(features: Features) -> Features:
+    if isinstance(features, ReducedFeatures):
+        return replace(features, values=features.values.cuda())
+    return torch.as_tensor(features).cuda()
+
+
+def _reduce(features: Features, **kwargs: Any) -> ReducedFeatures:
+    return reduce_features(features, LSHConfig.from_kwargs(kwargs))
 
 
 _OPTIONS = tuple(
@@ -148,4 +161,5 @@ for _name, _function, _description in (
         feature_layer_key="feature_layer_lsh",
         options=_OPTIONS,
         check_options=LSHConfig.from_kwargs,
+        fn_reduce=_reduce,
     )

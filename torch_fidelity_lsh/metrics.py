@@ -1,27 +1,25 @@
-"""``calculate_metrics``: torch-fidelity's call with the registered metrics added, features extracted once."""
+"""``calculate_metrics``: torch-fidelity's call with the registered metrics added, features extracted once.
+
+Under ``torchrun`` the ranks share the extraction; the first one has the features of all and calculates.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.error import URLError
 
-import torch
-
 from torch_fidelity_lsh import inputs, upstream
-from torch_fidelity_lsh.messages import did_you_mean
-from torch_fidelity_lsh.registry import METRICS_REGISTRY, plugin_keywords, refuse_unknown_keywords
-
-FeaturesDict = dict[str, torch.Tensor]
-
-# What feature extractors raise when asked for the layer of a metric they do not know.
-_METRIC_UNKNOWN_ERRORS = (LookupError, ValueError, NotImplementedError)
+from torch_fidelity_lsh.distributed import alone, gather_rows, on_first, share_first, together
+from torch_fidelity_lsh.extraction import extract_features
+from torch_fidelity_lsh.plan import Features, Job, Plan, make_plan, sides_of
+from torch_fidelity_lsh.reduction import ReducedFeatures
+from torch_fidelity_lsh.registry import METRICS_REGISTRY
 
 
-def calculate_metrics(**kwargs: Any) -> dict[str, float]:
+def calculate_metrics(*, distributed: bool = True, **kwargs: Any) -> dict[str, float]:
     """Calculate torch-fidelity's metrics and the registered ones in one call.
 
     Accepts every keyword of ``torch_fidelity.calculate_metrics``, where they are documented, and those listed here.
@@ -31,7 +29,8 @@ def calculate_metrics(**kwargs: Any) -> dict[str, float]:
     Args:
         input1: The generated samples: whatever torch-fidelity takes, or ready features: a float tensor or array
             N x D, or the path of a ``.npy``, ``.npz`` or ``.safetensors`` file. A file of several arrays may hold one
-            per layer, by the layer's name, or the one to use as ``"features"``.
+            per layer, by the layer's name, or the one to use as ``"features"``. ``lsh`` and ``lsh_knn`` also take what
+            :func:`create_reference` returns, or the file it was saved to.
         input2: The real samples, likewise. Where one input holds ready features and the other images, both must have
             the same D. Where both hold ready features no extractor is created and no weights are needed.
         lsh: Calculate precision and recall by hashing alone. Default: `False`.
@@ -41,6 +40,9 @@ def calculate_metrics(**kwargs: Any) -> dict[str, float]:
         lsh_*: Options of both metrics, the fields of :class:`LSHConfig`.
         cuda: As upstream, default `True`; an error without a GPU, except where it is left at its default and no
             features need to be extracted.
+        distributed: Where ``torch.distributed`` is initialised, share the extraction of features among the ranks, all
+            of which must make this call and then get the same result. `False`: this process works alone, whether or
+            not others call. Default: `True`.
         **kwargs: Flag, layer and options of any metric added with :func:`register_metric`, and torch-fidelity's other
             keywords.
 
@@ -51,182 +53,169 @@ def calculate_metrics(**kwargs: Any) -> dict[str, float]:
         ValueError: A keyword is unknown, an input is missing, unusable or at odds with the other one, or no metric is
             requested. The message names the keyword, what was given, and what is accepted.
     """
-    given = {name: _as_text(value) for name, value in upstream.translate_deprecations(kwargs).items()}
-    refuse_unknown_keywords(given)
-    call = {**upstream.DEFAULTS, **plugin_keywords(), **given}
-    requested = _requested_metrics(call)
-    _check_options(requested, call)
-    sides = _sides(requested)
-    ready_sides = [side for side in sides if inputs.is_ready(call[f"input{side}"])]
-    _check_inputs(call, sides, ready_sides)
-    call["cuda"] = _usable_cuda(call, needed="cuda" in given or ready_sides != sides)
-
-    jobs = _shared_jobs(requested, call, ready_sides)
-    ready = {side: _read_ready(side, jobs, call) for side in ready_sides}
+    if not distributed:
+        with alone():
+            return calculate_metrics(**kwargs)
+    plan = together(lambda: make_plan(kwargs))
     results: dict[str, float] = {}
     # The last go first: registered metrics check their features and should refuse bad ones before the slow rest.
-    for extractor in reversed(dict.fromkeys(job.extractor for job in jobs)):
-        group = [job for job in jobs if job.extractor == extractor]
-        results = {**_run_group(group, ready, call), **results}
-    return {**_delegate(requested, jobs, given, call), **results}
+    for extractor in reversed(dict.fromkeys(job.extractor for job in plan.jobs)):
+        group = [job for job in plan.jobs if job.extractor == extractor]
+        results = {**_run_group(group, plan.ready, plan.call), **results}
+    return {**on_first(lambda: _delegate(plan)), **results}
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A metric on features, bound to the feature extractor and the layer that serve it."""
+def create_reference(**kwargs: Any) -> ReducedFeatures:
+    """Reduce one set of samples to what ``lsh`` and ``lsh_knn`` need of it, to be compared with many others.
 
-    metric: str
-    extractor: str | None
-    layer: str
+    Passed as ``input2`` (or ``input1``) it gives the numbers that the samples themselves give, to the last digit.
 
+    Args:
+        input: The samples, as ``input2`` of :func:`calculate_metrics`.
+        feature_extractor: As there. Default: `None`, ``vgg16`` for images, unknown for ready features.
+        feature_layer_lsh: As there. Default: `None`, the extractor's layer for ``prc``.
+        rng_seed: Must be that of the comparisons. Default: 2020.
+        lsh_num_components: Must be that of the comparisons. Default: 128.
+        **kwargs: Upstream's keywords of input and extraction; those of ``input2`` for the input.
 
-def _as_text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _requested_metrics(call: dict[str, Any]) -> list[str]:
-    names = (*upstream.metric_flags(), *METRICS_REGISTRY)
-    requested = [name for name in names if call[name]]
-    if not requested:
-        raise ValueError(f"At least one metric must be requested, by setting one of these to True: {', '.join(names)}")
-    return requested
-
-
-def _check_options(requested: list[str], call: dict[str, Any]) -> None:
-    for name in requested:
-        entry = METRICS_REGISTRY.get(name)
-        if entry and entry.check_options:
-            entry.check_options(call)
-
-
-def _sides(metrics: Iterable[str]) -> list[int]:
-    """Return the numbers of the inputs the metrics look at."""
-    return [1] if all(name not in METRICS_REGISTRY and upstream.is_unary(name) for name in metrics) else [1, 2]
+    Raises:
+        ValueError: As :func:`calculate_metrics`.
+    """
+    source = kwargs.pop("input", None)
+    if source is None:
+        raise ValueError("input is missing: it takes the samples to be reduced")
+    plan = together(lambda: make_plan({**kwargs, "input1": source, "input2": source, "lsh": True}))
+    jobs, ready = plan.jobs, plan.ready.get(2)
+    feat_extractor = None if ready else _create_extractor(jobs, plan.call)
+    (reduced,) = _features(2, jobs, ready, feat_extractor, plan.call).values()
+    result: ReducedFeatures = share_first(reduced)
+    return result
 
 
-def _check_inputs(call: dict[str, Any], sides: list[int], ready_sides: list[int]) -> None:
-    for side in sides:
-        argument, cache_name = f"input{side}", call[f"input{side}_cache_name"]
-        if call[argument] is None:
-            raise ValueError(f"{argument} is missing: input1 takes the generated samples, input2 the real ones")
-        if side in ready_sides and cache_name is not None:
-            raise ValueError(f"{argument}_cache_name names a cache of extracted features, but {argument} is features")
-        if side not in ready_sides and cache_name is None:  # What is cached may be gone by now.
-            inputs.check_source(call[argument], argument, call)
-
-
-def _usable_cuda(call: dict[str, Any], needed: bool) -> bool:
-    if call["cuda"] and needed and not torch.cuda.is_available():
-        raise ValueError("cuda=True (the default) needs a GPU and none is available; pass cuda=False to use the CPU")
-    return bool(call["cuda"]) and torch.cuda.is_available()
-
-
-def _shared_jobs(requested: list[str], call: dict[str, Any], ready_sides: list[int]) -> list[_Job]:
-    """Choose what runs here: all metrics of an extractor that a registered metric uses, or all on ready features."""
-    on_features = (*upstream.feature_metrics(), *METRICS_REGISTRY)
-    names = [name for name in requested if name in on_features]
-    if 1 in ready_sides and names != requested:
-        others = ", ".join(name for name in requested if name not in names)
-        raise ValueError(f"{others} cannot be calculated from ready features; input1 must be a generative model")
-    extract = ready_sides != _sides(requested)
-    extractors = {name: _extractor(name, call, extract) for name in names}
-    shared = {extractors[name] for name in names if ready_sides or name in METRICS_REGISTRY}
-    return [_Job(name, fe, _layer(name, fe, call)) for name, fe in extractors.items() if fe in shared]
-
-
-def _extractor(metric: str, call: dict[str, Any], extract: bool) -> str | None:
-    """Name the metric's extractor; `None` if there is nothing to extract and the call does not say whose features."""
-    name: str | None = call["feature_extractor"]
-    if name is None and extract:
-        entry = METRICS_REGISTRY.get(metric)
-        name = entry.default_feature_extractor if entry else upstream.DEFAULT_FEATURE_EXTRACTOR[metric]
-    known = upstream.FEATURE_EXTRACTORS_REGISTRY
-    if name is not None and name not in known:
-        raise ValueError(f'feature_extractor: "{name}" is not one of {", ".join(known)}{did_you_mean(name, known)}')
-    return name
-
-
-def _layer(metric: str, extractor: str | None, call: dict[str, Any]) -> str:
-    entry = METRICS_REGISTRY.get(metric)
-    keyword = entry.feature_layer_key if entry else f"feature_layer_{metric}"
-    if call[keyword] is not None:
-        return str(call[keyword])
-    if extractor is None:
-        return inputs.READY_LAYER
-    cls = upstream.FEATURE_EXTRACTORS_REGISTRY[extractor]
-    for name in (metric, entry.default_layer_as, "fid") if entry else (metric,):
-        with suppress(*_METRIC_UNKNOWN_ERRORS):
-            return str(cls.get_default_feature_layer_for_metric(name))
-    provided = ", ".join(cls.get_provided_features_list())
-    raise ValueError(f'Feature extractor "{extractor}" has no layer for {metric}; set {keyword} to one of: {provided}')
-
-
-def _read_ready(side: int, jobs: list[_Job], call: dict[str, Any]) -> FeaturesDict:
-    layers = {job.layer for job in jobs if side in _sides([job.metric])}
-    return inputs.read_features(call[f"input{side}"], layers, f"input{side}")
-
-
-def _run_group(jobs: list[_Job], ready: dict[int, FeaturesDict], call: dict[str, Any]) -> dict[str, float]:
+def _run_group(jobs: list[Job], ready: dict[int, dict[str, Features]], call: dict[str, Any]) -> dict[str, float]:
     """Run the metrics that share an extractor, extracting their layers once from each input."""
     call = {**call, "feature_extractor": jobs[0].extractor}
-    settings = {name: call[name] for name in upstream.DEFAULTS}
-    features = dict(ready)
-    feat_extractor = None
-    to_extract = [side for side in _sides(job.metric for job in jobs) if side not in ready]
-    if to_extract:
+    sides = sides_of(job.metric for job in jobs)
+    feat_extractor = _create_extractor(jobs, call) if any(side not in ready for side in sides) else None
+    features = {side: _features(side, jobs, ready.get(side), feat_extractor, call) for side in sides}
+
+    def run() -> dict[str, float]:
+        results: dict[str, float] = {}
+        for job in reversed(jobs):
+            results = {**_run_job(job, features, feat_extractor, call), **results}
+        return results
+
+    return on_first(run)
+
+
+def _create_extractor(jobs: list[Job], call: dict[str, Any]) -> Any:
+    layers = sorted({job.layer for job in jobs})
+
+    def create() -> Any:
         with _failures_explained(call):
-            layers = sorted({job.layer for job in jobs})
-            feat_extractor = upstream.create_feature_extractor(jobs[0].extractor, layers, **settings)
-            for side in to_extract:
-                features[side] = upstream.extract_featuresdict_from_input_id_cached(side, feat_extractor, **settings)
-    _refuse_different_dimensions(jobs, features, ready)
-    results: dict[str, float] = {}
-    for job in reversed(jobs):
-        if job.metric in METRICS_REGISTRY:
-            values = _run_registered(job, features, call)
-        else:
-            values = upstream.featuresdict_to_metric(
-                job.metric, features[1], features.get(2), job.layer, feat_extractor, **settings
-            )
-        results = {**values, **results}
-    return results
+            return upstream.create_feature_extractor(jobs[0].extractor, layers, **_upstream_settings(call))
+
+    return together(create)
 
 
-def _refuse_different_dimensions(
-    jobs: list[_Job], features: dict[int, FeaturesDict], ready: dict[int, FeaturesDict]
-) -> None:
+def _upstream_settings(call: dict[str, Any]) -> dict[str, Any]:
+    return {name: call[name] for name in upstream.DEFAULTS}
+
+
+# What each job looks at of a side, on the first rank; `None` on others.
+_Looks = dict[Job, Any]
+
+
+def _features(
+    side: int, jobs: list[Job], ready: dict[str, Features] | None, feat_extractor: Any, call: dict[str, Any]
+) -> _Looks:
+    """Return what the jobs look at of a side: features of their layer, or these reduced, gathered from all ranks."""
+    own: dict[str, Features] | None = ready
+    if ready is None:
+        with _failures_explained(call):
+            own = extract_features(side, feat_extractor, **_upstream_settings(call))  # type: ignore[assignment]
+    looks: dict[tuple[str, Any], Any] = {}
     for job in jobs:
-        if _sides([job.metric]) == [1]:
-            continue
-        dimensions = [features[side][job.layer].shape[-1] for side in (1, 2)]
-        if dimensions[0] != dimensions[1]:
-            extracted = f'layer "{job.layer}" of {job.extractor}'
-            first, second = (
-                f"input{side} has {dimension} features a sample ({'ready' if side in ready else extracted})"
-                for side, dimension in enumerate(dimensions, start=1)
-            )
-            raise ValueError(f"{job.metric} needs features of one kind, but {first} and {second}")
+        key = job.layer, job.fn_reduce
+        if key not in looks and side in sides_of([job.metric]):
+            features = own[job.layer] if own else None
+            reduced = together(lambda: _reduced(job, features, side, call))  # noqa: B023
+            looks[key] = reduced if ready else _gathered(reduced)
+    return {job: looks.get((job.layer, job.fn_reduce)) for job in jobs}
 
 
-def _run_registered(job: _Job, features: dict[int, FeaturesDict], call: dict[str, Any]) -> dict[str, float]:
+def _reduced(job: Job, features: Features | None, side: int, call: dict[str, Any]) -> Features | None:
+    """Reduce the features of one rank for a job that wants that."""
+    argument = f"input{side}"
+    if isinstance(features, ReducedFeatures):
+        if job.fn_reduce is None:
+            raise ValueError(f"{job.metric} needs features, and {argument} is a reference, which keeps less of them")
+        source = f'layer "{job.layer}" of {job.extractor}'
+        if job.extractor and features.source not in ("", source):
+            raise ValueError(f"{argument} was made from {features.source}, and {job.metric} is asked for with {source}")
+        return features
+    if job.fn_reduce is None or features is None:
+        return features
+    try:
+        reduced = job.fn_reduce(features, **call)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None
+    return replace(reduced, feature_extractor=job.extractor, feature_layer=job.layer if job.extractor else None)
+
+
+def _gathered(features: Features | None) -> Features | None:
+    """Put the parts of all ranks together on the first one, which always has a part."""
+    if not isinstance(features, ReducedFeatures):
+        return gather_rows(features)
+    values = gather_rows(features.values)
+    return None if values is None else replace(features, values=values)
+
+
+def _run_job(job: Job, features: dict[int, _Looks], feat_extractor: Any, call: dict[str, Any]) -> dict[str, float]:
+    """Run one metric."""
+    looks = [features[side][job] for side in sides_of([job.metric])]
+    _refuse_different_dimensions(job, looks, call)
+    dicts = [{job.layer: look} for look in looks]
+    if job.metric in METRICS_REGISTRY:
+        return _run_registered(job, dicts, call)
+    second = dicts[1] if len(dicts) > 1 else None
+    settings = _upstream_settings(call)
+    return upstream.featuresdict_to_metric(job.metric, dicts[0], second, job.layer, feat_extractor, **settings)
+
+
+def _refuse_different_dimensions(job: Job, looks: list[Any], call: dict[str, Any]) -> None:
+    dimensions = [look.dimension if isinstance(look, ReducedFeatures) else look.shape[-1] for look in looks]
+    if len(set(dimensions)) > 1:
+        extracted = f'layer "{job.layer}" of {job.extractor}'
+        first, second = (
+            f"input{side} has {dimension} features a sample "
+            f"({'ready' if inputs.is_ready(call[f'input{side}']) else extracted})"
+            for side, dimension in enumerate(dimensions, start=1)
+        )
+        raise ValueError(f"{job.metric} needs features of one kind, but {first} and {second}")
+
+
+def _run_registered(job: Job, dicts: list[dict[str, Any]], call: dict[str, Any]) -> dict[str, float]:
     entry = METRICS_REGISTRY[job.metric]
-    values = entry.fn_featuresdict_to_metric(features[1], features[2], job.layer, **call)
+    values = entry.fn_featuresdict_to_metric(*dicts, job.layer, **call)
     undeclared = values.keys() - set(entry.keys)
     if undeclared:  # The declared keys are known not to collide with those of other metrics.
         raise ValueError(f"{job.metric} returned result keys it did not declare: {', '.join(sorted(undeclared))}")
     return values
 
 
-def _delegate(requested: list[str], jobs: list[_Job], given: dict[str, Any], call: dict[str, Any]) -> dict[str, float]:
+def _delegate(plan: Plan) -> dict[str, float]:
     """Let upstream calculate the rest in its own call."""
-    done = {job.metric for job in jobs}
-    if done.issuperset(requested):
+    done = {job.metric for job in plan.jobs}
+    if done.issuperset(plan.requested):
         return {}
     # Upstream takes no ready features, and what is left to it does not look at them.
-    ready = {argument for argument in ("input1", "input2") if inputs.is_ready(call[argument])}
-    keywords = {name: value for name, value in given.items() if name in upstream.DEFAULTS and name not in done | ready}
-    with _failures_explained(call):
-        return upstream.calculate_metrics(**keywords)  # type: ignore[no-any-return]
+    passed_over = done | {argument for argument in ("input1", "input2") if inputs.is_ready(plan.call[argument])}
+    settings = {name: plan.call[name] for name in plan.given if name in upstream.DEFAULTS}
+    with _failures_explained(plan.call):
+        return upstream.calculate_metrics(  # type: ignore[no-any-return]
+            **{name: value for name, value in settings.items() if name not in passed_over}
+        )
 
 
 @contextmanager

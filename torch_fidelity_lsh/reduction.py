@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
 
@@ -12,34 +15,63 @@ SUMMANDS = 2**13
 LARGEST_EXPONENT = 126  # of float32
 
 
-def reduce_features(features: torch.Tensor, num_components: int, seed: int, batch_size: int) -> torch.Tensor:
-    """Project N x D features on ``num_components`` random sign vectors (Achlioptas, 2003), if D is larger.
+@dataclass(frozen=True)
+class ReducedFeatures:
+    """What both metrics keep of a set of samples: a few numbers each, enough for precision and for recall.
 
-    The projection does not look at the data: directions fitted on the real samples, as principal components are, would
-    describe those better than any other draw of the same distribution.
+    Features of more than P dimensions are projected on P random sign vectors (Achlioptas, 2003). That does not look at
+    the data: directions fitted on the real samples, as principal components are, would describe those better than any
+    other draw of the same distribution.
 
-    Args:
-        features: N x D, finite, of any floating-point type.
+    Attributes:
+        values: N x min(D, P), float64 if the features are, else float32. A row depends on its own features alone.
+        dimension: Dimension D of the features.
         num_components: P.
         seed: Seed of the signs.
-        batch_size: Rows processed at a time; changes no result.
-
-    Returns:
-        N x min(D, P), float64 if the features are, else float32. A row depends on nothing but its own features.
-
-    Example:
-        >>> features = torch.randn(5, 300)
-        >>> together, alone = reduce_features(features, 128, 0, 5), reduce_features(features, 128, 0, 1)
-        >>> bool((together == alone).all())
-        True
+        feature_extractor: Name of the extractor the features come from, `None` if that is not known.
+        feature_layer: Name of its layer.
     """
-    kept = torch.float64 if features.dtype == torch.float64 else torch.float32
-    dimension = features.shape[1]
-    if dimension <= num_components:
-        return features.to(kept)
-    drawn = np.random.default_rng([seed, 0]).integers(2, size=(dimension, num_components))
-    signs = torch.from_numpy(2 * drawn - 1).to(features.device, torch.float32)
-    return torch.cat([_project(block.to(kept), signs) for block in torch.split(features, batch_size)])
+
+    values: torch.Tensor
+    dimension: int
+    num_components: int
+    seed: int
+    feature_extractor: str | None = None
+    feature_layer: str | None = None
+
+    @classmethod
+    def of(
+        cls, features: torch.Tensor, num_components: int = 128, seed: int = 2020, batch_size: int = 1024
+    ) -> ReducedFeatures:
+        """Reduce N x D finite features of any floating-point type, ``batch_size`` rows at a time.
+
+        Example:
+            >>> features = torch.randn(5, 300)
+            >>> together, alone = (ReducedFeatures.of(features, batch_size=size).values for size in (5, 1))
+            >>> together.shape, bool((together == alone).all())
+            (torch.Size([5, 128]), True)
+        """
+        kept = torch.float64 if features.dtype == torch.float64 else torch.float32
+        dimension = features.shape[1]
+        if dimension <= num_components:
+            return cls(features.to(kept), dimension, num_components, seed)
+        drawn = np.random.default_rng([seed, 0]).integers(2, size=(dimension, num_components))
+        signs = torch.from_numpy(2 * drawn - 1).to(features.device, torch.float32)
+        values = torch.cat([_project(block.to(kept), signs) for block in torch.split(features, batch_size)])
+        return cls(values, dimension, num_components, seed)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ReducedFeatures]) -> ReducedFeatures:
+        """Put parts of a set together that were reduced in one way."""
+        return replace(parts[0], values=torch.cat([part.values for part in parts]))
+
+    @property
+    def source(self) -> str:
+        """Where the features come from, in words; empty if that is not known."""
+        return f'layer "{self.feature_layer}" of {self.feature_extractor}' if self.feature_extractor else ""
+
+    def __len__(self) -> int:
+        return len(self.values)
 
 
 def _project(block: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:

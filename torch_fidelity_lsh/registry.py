@@ -8,6 +8,7 @@ from typing import Any
 
 from torch_fidelity_lsh import upstream
 from torch_fidelity_lsh.messages import did_you_mean
+from torch_fidelity_lsh.reduction import ReducedFeatures
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class MetricEntry:
     default_layer_as: str
     options: tuple[MetricOption, ...]
     check_options: Callable[[Mapping[str, Any]], object] | None
+    fn_reduce: Callable[..., ReducedFeatures] | None
 
     def keywords(self) -> dict[str, Any]:
         """Return the metric's keywords of ``calculate_metrics`` and their defaults."""
@@ -62,6 +64,7 @@ def register_metric(
     default_layer_as: str = "prc",
     options: Iterable[MetricOption] = (),
     check_options: Callable[[Mapping[str, Any]], object] | None = None,
+    fn_reduce: Callable[..., ReducedFeatures] | None = None,
 ) -> None:
     """Register a metric of two sets of features, so that calls and the command line accept ``name`` as a flag.
 
@@ -81,6 +84,9 @@ def register_metric(
         options: Further keywords of the metric.
         check_options: Called with all keywords of a call before features are extracted, which can take hours; raises
             `ValueError` if the metric cannot run with them.
+        fn_reduce: Called as ``fn(features, **kwargs)`` with the N x D features of one side, or of a part of it, where
+            these reduced features are all the metric needs; it then gets them in place of the features, also from
+            reference files.
 
     Raises:
         ValueError: A name is malformed, or is taken by torch-fidelity or by another registered metric.
@@ -95,6 +101,7 @@ def register_metric(
         default_layer_as=default_layer_as,
         options=tuple(options),
         check_options=check_options,
+        fn_reduce=fn_reduce,
     )
     _refuse_malformed(entry)
     _refuse_taken(entry)

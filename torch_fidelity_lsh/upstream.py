@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
+from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset, Subset
 
 try:
     import torch_fidelity.metrics
@@ -23,10 +25,14 @@ try:
     from torch_fidelity.registry import DATASETS_REGISTRY, FEATURE_EXTRACTORS_REGISTRY
     from torch_fidelity.utils import (
         DEFAULT_FEATURE_EXTRACTOR,
+        cache_lookup_group_recompute_all_on_any_miss,
         create_feature_extractor,
+        extract_featuresdict_from_input_id,
         extract_featuresdict_from_input_id_cached,
         get_cacheable_input_name,
+        get_featuresdict_from_dataset,
         glob_samples_paths,
+        prepare_input_from_id,
     )
 except ImportError as error:
     raise ImportError(
@@ -43,13 +49,17 @@ __all__ = [
     "calculate_metrics",
     "create_feature_extractor",
     "extract_featuresdict_from_input_id_cached",
+    "extract_share",
     "feature_metrics",
     "featuresdict_to_metric",
     "glob_samples_paths",
+    "is_cacheable",
     "is_unary",
     "metric_flags",
+    "read_cache",
     "result_keys",
     "translate_deprecations",
+    "write_cache",
 ]
 
 
@@ -122,6 +132,66 @@ def featuresdict_to_metric(
         return fid_statistics_to_metric(*statistics, kwargs.get("verbose", DEFAULTS["verbose"]))  # type: ignore[no-any-return]
     sides = (featuresdict_1,) if is_unary(name) else (featuresdict_1, featuresdict_2)
     return _featuresdict_function(name)(*sides, layer, **kwargs)  # type: ignore[no-any-return]
+
+
+def extract_share(
+    side: int, feat_extractor: Any, rank: int, size: int, **kwargs: Any
+) -> dict[str, torch.Tensor] | None:
+    """Extract one of ``size`` shares of the batches of an input, without cache.
+
+    Args:
+        side: 1 or 2.
+        feat_extractor: The extractor.
+        rank: Which share. The first is never empty, and is all of a generative model's samples.
+        size: Number of shares.
+        **kwargs: The call's upstream keywords.
+
+    Returns:
+        Layer name to features, `None` if the share is empty.
+    """
+    source = prepare_input_from_id(side, **kwargs)
+    if not isinstance(source, Dataset):
+        return extract_featuresdict_from_input_id(side, feat_extractor, **kwargs) if rank == 0 else None
+    batch_size = kwargs["batch_size"]
+    num_batches = -(-len(source) // batch_size)  # type: ignore[arg-type]
+    first, end = (batch_size * -(-num_batches * r // size) for r in (rank, rank + 1))
+    own = range(len(source))[first:end]  # type: ignore[arg-type]
+    if not own:
+        return None
+    options = (kwargs[name] for name in ("batch_size", "cuda", "save_cpu_ram", "verbose"))
+    return get_featuresdict_from_dataset(Subset(source, own), feat_extractor, *options)  # type: ignore[no-any-return]
+
+
+def is_cacheable(side: int, **kwargs: Any) -> bool:
+    """Tell whether features of an input are kept in the cache."""
+    return kwargs["cache"] and get_cacheable_input_name(side, **kwargs) is not None
+
+
+def read_cache(side: int, feat_extractor: Any, **kwargs: Any) -> dict[str, torch.Tensor] | None:
+    """Return the cached features of an input, `None` if a layer is missing."""
+
+    def report_miss() -> None:
+        raise _CacheMissError
+
+    try:
+        return _cached(side, feat_extractor, report_miss, **kwargs)
+    except _CacheMissError:
+        return None
+
+
+def write_cache(side: int, feat_extractor: Any, features: dict[str, torch.Tensor], **kwargs: Any) -> None:
+    """Write features of an input to the cache, which must not have them."""
+    _cached(side, feat_extractor, lambda: features, **kwargs)
+
+
+class _CacheMissError(Exception):
+    pass
+
+
+def _cached(side: int, feat_extractor: Any, fn_recompute: Callable[[], Any], **kwargs: Any) -> dict[str, torch.Tensor]:
+    prefix = f"{get_cacheable_input_name(side, **kwargs)}-{feat_extractor.get_name()}-features-"
+    layers = feat_extractor.get_requested_features_list()
+    return cache_lookup_group_recompute_all_on_any_miss(prefix, layers, fn_recompute, **kwargs)  # type: ignore[no-any-return]
 
 
 def translate_deprecations(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -17,11 +17,14 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # For what the benchmarks share.
+
 import pictures
 import report
 import torch
-from board import Board, Store, run, write_atomically
+from board import Board, run
 from real_features import extract, features_file
+from storage import Store, write_atomically
 
 SUITE_LEGEND = (
     "Cells: property, then bounds (hypercube: value, then convergence). T passed, F failed; "

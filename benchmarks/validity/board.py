@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import signal
 import time
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +18,9 @@ from columns import METRICS, Metric, to_tensors
 from criteria import Curve, Group, Outcome
 from mixtures import real_checks
 from protocols import PROTOCOLS
+from storage import Row, Store
 from suite import SUITE
 from tqdm import tqdm
-
-Row = dict[str, Any]
 
 
 class Task(NamedTuple):
@@ -158,35 +156,6 @@ def _checks(features: Path) -> dict[str, Check]:
 @lru_cache
 def _metrics() -> dict[str, Metric]:
     return {metric.name: metric for metric in METRICS}
-
-
-class Store:
-    """Measurements by key, one line of JSON each, in a file that survives interruption at any time."""
-
-    def __init__(self, path: Path) -> None:
-        self.rows: dict[str, Row] = {}
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        # An interrupted run can leave half a line at the end.
-        whole = [line for line in lines if line.endswith("\n")]
-        for row in map(json.loads, whole):
-            self.rows[row["key"]] = row
-        if whole != lines:
-            write_atomically(path, "".join(whole))
-        self._path = path
-
-    def add(self, row: Row) -> None:
-        """Keep a measurement."""
-        line = json.dumps(row) + "\n"
-        with self._path.open("a") as file:
-            file.write(line)
-        self.rows[row["key"]] = json.loads(line)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is either the old or the new one."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def run(board: Board, tasks: Sequence[Task], store: Store, jobs: int) -> None:

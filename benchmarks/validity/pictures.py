@@ -7,9 +7,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from board import Board, Store
+from board import Board
 from checks import NUMBERS
 from criteria import Curve
+from storage import Store
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from board import Board, Store
+from board import Board
 from checks import NUMBERS, Check
 from columns import Metric
 from criteria import Outcome
+from storage import Store
 from suite import SUITE
 
 SUITE_NAMES = [check.name for check in SUITE]

@@ -1,0 +1,38 @@
+"""Measurements and reports on disk, for all benchmarks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+class Store:
+    """Measurements by key, one line of JSON each, in a file that survives interruption at any time."""
+
+    def __init__(self, path: Path) -> None:
+        self.rows: dict[str, Row] = {}
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        # An interrupted run can leave half a line at the end.
+        whole = [line for line in lines if line.endswith("\n")]
+        for row in map(json.loads, whole):
+            self.rows[row["key"]] = row
+        if whole != lines:
+            write_atomically(path, "".join(whole))
+        self._path = path
+
+    def add(self, row: Row) -> None:
+        """Keep a measurement."""
+        line = json.dumps(row) + "\n"
+        with self._path.open("a") as file:
+            file.write(line)
+        self.rows[row["key"]] = json.loads(line)  # As a later run will read it.
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that is either the old or the new one."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text)
+    temporary.replace(path)

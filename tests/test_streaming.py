@@ -1,0 +1,142 @@
+"""The metric in a training loop: batches in any order, kept references, torchmetrics' own demands."""
+
+import pickle
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from torchmetrics import MetricCollection
+
+from torch_fidelity_lsh import LSHConfig, lsh_knn_precision_recall, lsh_precision_recall
+from torch_fidelity_lsh.streaming import LSHPrecisionRecall
+
+CONFIG = LSHConfig(num_tables=8, seed=3)
+
+
+@pytest.fixture
+def sides():
+    """Generated and real features, 150 x 200 and 180 x 200."""
+    return torch.randn(150, 200) + 0.05, torch.randn(180, 200)
+
+
+def filled(sides, batch_size=50, **settings):
+    metric = LSHPrecisionRecall(feature=None, config=CONFIG, **settings)
+    for real, features in enumerate(sides):
+        for batch in features.split(batch_size):
+            metric.update(batch, real=bool(real))
+    return metric
+
+
+def test_batches_give_the_numbers_of_the_functions(sides):
+    result = filled(sides, metrics=("lsh", "lsh_knn")).compute()
+    for name, measure in (("lsh", lsh_precision_recall), ("lsh_knn", lsh_knn_precision_recall)):
+        expected = measure(*sides, CONFIG)
+        for number in ("precision", "recall", "f_score"):
+            assert result[f"{name}_{number}"] == torch.tensor(getattr(expected, number))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_batch_size_and_order_change_nothing(sides, batch_size):
+    backwards = [side.flip(0) for side in sides]
+    assert filled(backwards, batch_size).compute() == filled(sides).compute()
+
+
+def test_real_samples_are_kept_for_the_next_epoch(sides):
+    metric = filled(sides, reset_real_features=False)
+    first = metric.compute()
+    metric.reset()
+    metric.update(sides[0], real=False)
+    assert metric.compute() == first
+
+
+def test_reset_forgets_all_by_default(sides):
+    metric = filled(sides)
+    metric.reset()
+    with pytest.raises(ValueError, match=r"There are no generated samples: call update\(..., real=False\) first"):
+        metric.compute()
+    metric.update(torch.randn(10, 30), real=True)  # Another dimension is welcome now.
+
+
+def test_what_is_kept_does_not_grow_with_the_dimension():
+    metric = filled([torch.randn(100, 5000), torch.randn(100, 5000)])
+    assert sum(values.nbytes for values in (*metric.real, *metric.generated)) == 200 * 512
+
+
+def test_metric_can_be_pickled_and_cloned(sides):
+    metric = filled(sides)
+    expected = metric.compute()
+    for copy in (pickle.loads(pickle.dumps(metric)), metric.clone()):
+        assert copy.compute() == expected
+
+
+def test_state_dict_carries_the_samples(sides):
+    metric = filled(sides)
+    metric.persistent(True)
+    fresh = LSHPrecisionRecall(feature=None, config=CONFIG)
+    fresh.persistent(True)
+    fresh.load_state_dict(metric.state_dict())
+    assert fresh.compute() == metric.compute()
+
+
+def test_half_precision_of_the_model_changes_nothing(sides):
+    metric = filled(sides)
+    expected = metric.compute()
+    metric._computed = None
+    assert metric.half().set_dtype(torch.float16).compute() == expected
+
+
+def test_metric_works_in_a_collection_and_plots(sides):
+    collection = MetricCollection({"pr": filled(sides)})
+    values = collection.compute()
+    assert set(values) == {"lsh_precision", "lsh_recall", "lsh_f_score"}
+    figure, _ = collection["pr"].plot([collection["pr"].compute()] * 2)
+    plt.close(figure)
+
+
+def test_images_go_through_a_module():
+    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten())
+    images = torch.rand(40, 3, 8, 8)
+    metric = LSHPrecisionRecall(feature=pool)
+    metric.update(images, real=True)
+    metric.update(images, real=False)
+    expected = lsh_precision_recall(pool(images), pool(images))
+    assert metric.compute()["lsh_precision"] == torch.tensor(expected.precision)
+
+
+@pytest.mark.parametrize("feature", ["counting", "counting/wide"])
+def test_images_go_through_an_extractor_of_torch_fidelity(feature, counting_extractor):
+    metric = LSHPrecisionRecall(feature=feature, normalize=True)
+    images = torch.rand(40, 3, 8, 8)
+    for real in (True, False):
+        metric.update(images, real=real)
+    assert counting_extractor.images == 80
+    assert int(metric.dimension) == 24
+    assert metric.compute()["lsh_recall"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"feature": "vgg"}, "feature: 'vgg' is not one of .*did you mean \"vgg16\""),
+        ({"feature": 1.5}, "feature must be a name, a layer's number, a module or None; got float"),
+        ({"feature": None, "metrics": ("lsh_kn",)}, "metrics must be of lsh, lsh_knn; got 'lsh_kn'; did you mean"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LSHPrecisionRecall(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (torch.randn(10, 7), r"must have 200 features each, as before; got \(10, 7\)"),
+        (torch.full((10, 200), torch.nan), "NaN or infinite values in 10 of 10 rows"),
+    ],
+)
+def test_unusable_batches_are_refused_and_nothing_is_lost(sides, features, message):
+    metric = filled(sides)
+    expected = filled(sides).compute()
+    with pytest.raises(ValueError, match=message):
+        metric.update(features, real=True)
+    assert metric.compute() == expected

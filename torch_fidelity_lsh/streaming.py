@@ -1,0 +1,180 @@
+"""Both metrics as a ``torchmetrics.Metric``, for training loops; needs the extra ``torchmetrics``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+try:
+    from torchmetrics import Metric
+    from torchmetrics.utilities.data import dim_zero_cat
+except ImportError as error:
+    raise ImportError(f'This needs torchmetrics ({error}): pip install "torch-fidelity-lsh[torchmetrics]"') from error
+
+from torch_fidelity_lsh import upstream
+from torch_fidelity_lsh.config import LSHConfig
+from torch_fidelity_lsh.functional import lsh_knn_precision_recall, lsh_precision_recall, reduce_features
+from torch_fidelity_lsh.messages import did_you_mean
+from torch_fidelity_lsh.reduction import ReducedFeatures
+
+METRICS = {"lsh": lsh_precision_recall, "lsh_knn": lsh_knn_precision_recall}
+INCEPTION = "inception-v3-compat"
+
+
+class LSHPrecisionRecall(Metric):
+    """Precision and recall of generated samples that arrive in batches.
+
+    Keeps 512 bytes a sample, whatever the dimension of the features. The result is that of the functions, to the last
+    digit, in any order of batches; under ``torch.distributed`` the ranks' samples count as one set.
+
+    Args:
+        feature: What turns images into features. The name of a torch-fidelity extractor, alone (its layer for ``prc``)
+            or as ``"name/layer"``; a layer of Inception by its number (64, 192, 768, 2048); a module that maps a batch
+            of images to N x D; or `None`: :meth:`update` is given features. Default: ``"vgg16"``.
+        metrics: Any of ``"lsh"`` and ``"lsh_knn"``. Default: ``("lsh",)``.
+        config: Settings of the metrics. Default: ``LSHConfig()``.
+        reset_real_features: Whether :meth:`reset` forgets the real samples too. Default: `True`.
+        normalize: Whether images are floats in [0, 1], to be turned into uint8. Default: `False`.
+        **kwargs: Keywords of ``torchmetrics.Metric``.
+
+    Raises:
+        ValueError: ``feature`` or ``metrics`` is none of these.
+
+    Example:
+        >>> from torch_fidelity_lsh.streaming import LSHPrecisionRecall
+        >>> metric, draw = LSHPrecisionRecall(feature=None), torch.Generator().manual_seed(0)
+        >>> for _ in range(4):
+        ...     metric.update(torch.randn(100, 300, generator=draw), real=True)
+        ...     metric.update(torch.randn(100, 300, generator=draw) + 10, real=False)
+        >>> metric.compute()["lsh_precision"]
+        tensor(0.)
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    real: list[Tensor]
+    generated: list[Tensor]
+    dimension: Tensor
+
+    def __init__(
+        self,
+        feature: int | str | nn.Module | None = "vgg16",
+        metrics: Sequence[str] = ("lsh",),
+        config: LSHConfig | None = None,
+        reset_real_features: bool = True,
+        normalize: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name in metrics:
+            if name not in METRICS:
+                raise ValueError(f"metrics must be of {', '.join(METRICS)}; got {name!r}{did_you_mean(name, METRICS)}")
+        self.metrics = tuple(metrics)
+        self.config = config or LSHConfig()
+        self.reset_real_features = reset_real_features
+        self.normalize = normalize
+        self.extractor = _extractor(feature)
+        # Flat, since a rank without samples does not know how many numbers the others keep of each.
+        self.add_state("real", default=[], dist_reduce_fx="cat")
+        self.add_state("generated", default=[], dist_reduce_fx="cat")
+        self.add_state("dimension", default=torch.tensor(0), dist_reduce_fx="max")
+
+    def update(self, images_or_features: Tensor, real: bool) -> None:
+        """Add samples.
+
+        Args:
+            images_or_features: Images N x 3 x H x W, uint8, or whatever the module given as ``feature`` takes; features
+                N x D if ``feature`` is `None`.
+            real: Whether the samples are real.
+
+        Raises:
+            ValueError: The samples have the wrong type or shape, hold NaN or infinite values, or another D than before.
+        """
+        features = self._features(images_or_features)
+        dimension = int(self.dimension) or features.shape[-1]
+        if features.shape[-1] != dimension:
+            raise ValueError(f"Samples must have {dimension} features each, as before; got {tuple(features.shape)}")
+        values = reduce_features(features.float(), self.config).values.flatten()
+        self.dimension.fill_(dimension)
+        (self.real if real else self.generated).append(values)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``<metric>_precision``, ``<metric>_recall`` and ``<metric>_f_score``, each in [0, 1].
+
+        Raises:
+            ValueError: There are too few samples of a side.
+        """
+        sides = self._reduced("generated"), self._reduced("real")
+        results = {name: METRICS[name](*sides, self.config) for name in self.metrics}
+        return {
+            f"{name}_{number}": torch.tensor(getattr(result, number), device=self.device)
+            for name, result in results.items()
+            for number in ("precision", "recall", "f_score")
+        }
+
+    def reset(self) -> None:
+        """Forget the generated samples, and the real ones unless they are to be kept."""
+        real, dimension = list(self.real), self.dimension
+        super().reset()
+        if not self.reset_real_features:
+            self.real, self.dimension = real, dimension
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot one result, or several over time; arguments and result as in torchmetrics."""
+        return self._plot(val, ax)
+
+    def set_dtype(self, dst_type: Any) -> LSHPrecisionRecall:
+        """Do nothing: what is kept is exact in float32, and would not be in less."""
+        return self
+
+    def _features(self, samples: Tensor) -> Tensor:
+        if self.extractor is None:
+            return samples
+        if self.normalize:
+            samples = (samples * 255).byte()
+        with torch.no_grad():
+            features: Tensor = self.extractor(samples)
+        return features
+
+    def _reduced(self, side: str) -> ReducedFeatures:
+        held = getattr(self, side)
+        if len(held) == 0:
+            raise ValueError(f"There are no {side} samples: call update(..., real={side == 'real'}) first")
+        components = self.config.num_components
+        values = dim_zero_cat(held).view(-1, min(int(self.dimension), components))
+        return ReducedFeatures(values, int(self.dimension), components, self.config.seed)
+
+
+class _Layer(nn.Module):
+    """One layer of a torch-fidelity extractor, as a module from images to features."""
+
+    def __init__(self, name: str, layer: str | None) -> None:
+        super().__init__()
+        known = upstream.FEATURE_EXTRACTORS_REGISTRY
+        if name not in known:
+            raise ValueError(f"feature: {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}")
+        layer = layer or known[name].get_default_feature_layer_for_metric("prc")
+        self.extractor = upstream.create_feature_extractor(name, [layer], cuda=False, verbose=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images N x 3 x H x W, uint8, to features N x D."""
+        features: Tensor = self.extractor(images)[0]
+        return features
+
+
+def _extractor(feature: int | str | nn.Module | None) -> nn.Module | None:
+    if feature is None or isinstance(feature, nn.Module):
+        return feature
+    if isinstance(feature, int):
+        return _Layer(INCEPTION, str(feature))
+    if isinstance(feature, str):
+        name, _, layer = feature.partition("/")
+        return _Layer(name, layer or None)
+    raise ValueError(f"feature must be a name, a layer's number, a module or None; got {type(feature).__name__}")
