@@ -127,3 +127,13 @@ def test_the_report_says_what_fell_beyond_its_interval(gans, tmp_path, monkeypat
     page = (output.parent / "tables.md").read_text()
     assert f"| mse W4 | 1 | 5.0 | {precision - 0.8:+.3f} ±0.028" in page
     assert (output / "real.png").is_file()
+
+
+def test_training_is_watched_epoch_by_epoch(gans, tmp_path, monkeypatch):
+    monitor = pytest.importorskip("monitor_training")
+    monkeypatch.setattr("sys.argv", ["monitor_training.py", "--quick", "--output", str(tmp_path)])
+    monitor.main()
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [row["step"] for row in results] == [10, 20]
+    assert all(0 <= row[f"lsh_{side}"] <= 1 for row in results for side in ("precision", "recall"))
+    assert (tmp_path / "curves.png").is_file()

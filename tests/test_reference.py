@@ -52,6 +52,16 @@ def test_reduction_keeps_distances_and_is_what_it_says():
     assert (reduced - expected).abs().max() < 0.01 * expected.std()
 
 
+def test_offsets_do_not_hide_the_samples_silently():
+    generated, real = torch.randn(2, 300, 200, dtype=torch.float64)
+    expected = lsh_precision_recall(generated, real)
+    moderate = lsh_precision_recall(generated + 300, real + 300)
+    assert moderate.precision == pytest.approx(expected.precision, abs=0.1)
+    with pytest.raises(ValueError, match="subtract their mean from both sides first"):
+        lsh_precision_recall(generated + 1e5, real + 1e5)
+    assert lsh_precision_recall(torch.ones(9, 200), torch.ones(9, 200)).precision == 1
+
+
 def test_few_dimensions_are_kept_as_they_are():
     features = torch.randn(10, 128, dtype=torch.float64)
     assert ReducedFeatures.of(features).values is features

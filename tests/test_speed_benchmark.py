@@ -113,7 +113,8 @@ def test_peak_memory_is_what_a_call_adds(features):
 
     row = measure.run_once(replace(CONTESTANTS["floor"], run=allocate), *features)
     assert kept.sum() > 0
-    assert 4 * 2**24 <= row["peak_bytes"] < 5 * 2**24
+    # The system counts pages of threads with a small delay.
+    assert 4 * 2**24 - 2**20 <= row["peak_bytes"] < 5 * 2**24
     assert row["seconds"] > 0
     assert row["precision"] is None
 

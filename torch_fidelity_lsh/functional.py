@@ -22,7 +22,7 @@ from torch_fidelity_lsh.config import LSHConfig, ResolvedConfig
 from torch_fidelity_lsh.coordinates import Coordinates, distinct
 from torch_fidelity_lsh.lsh import BucketSupport
 from torch_fidelity_lsh.lsh_knn import NeighbourSupport
-from torch_fidelity_lsh.reduction import ReducedFeatures
+from torch_fidelity_lsh.reduction import RESOLUTION, ReducedFeatures
 
 Features = torch.Tensor | npt.NDArray[Any] | ReducedFeatures
 
@@ -241,7 +241,18 @@ def _coordinates(
     real = _reduced("features_real", features_real, at_least, config)
     _refuse_unlike(generated, real)
     fitted = Coordinates.fit(real.values, config.coordinates)
+    _refuse_lost_variation(fitted, real)
     return fitted(generated.values), fitted(real.values), real.dimension
+
+
+def _refuse_lost_variation(fitted: Coordinates, real: ReducedFeatures) -> None:
+    offset = float(fitted.centre.norm())
+    is_constant = fitted.norm <= torch.finfo(torch.float64).tiny
+    if real.dimension > real.num_components and not is_constant and fitted.norm < RESOLUTION * offset:
+        raise ValueError(
+            f"features_real vary by less than a {round(1 / RESOLUTION)}th of their mean, and are rounded to about that "
+            f"where they are reduced to {real.num_components} components; subtract their mean from both sides first"
+        )
 
 
 def _reduced(name: str, features: Features, at_least: int, config: LSHConfig) -> ReducedFeatures:

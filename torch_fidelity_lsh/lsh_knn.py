@@ -59,16 +59,7 @@ class NeighbourSupport:
         return cls(family, config.bucket_width or family.find_width(real, reaches), neighborhood)
 
     def compare(self, generated: torch.Tensor, real: torch.Tensor, thinned_to: int) -> tuple[Verdict, Verdict]:
-        """Judge two sets by each other's samples, of each at most ``thinned_to`` indexed.
-
-        Args:
-            generated: M x P coordinates.
-            real: N x P coordinates.
-            thinned_to: At most the smaller of M and N.
-
-        Returns:
-            What the real samples say of the generated ones, and the generated samples of the real ones.
-        """
+        """Judge two sets by each other's samples; arguments and result as :meth:`BucketSupport.compare`."""
         return self._judge(generated, real, thinned_to), self._judge(real, generated, thinned_to)
 
     def _judge(self, assessed: torch.Tensor, support: torch.Tensor, thinned_to: int) -> Verdict:

@@ -13,6 +13,7 @@ import torch
 BITS = 11
 SUMMANDS = 2**13
 LARGEST_EXPONENT = 126  # of float32
+RESOLUTION = 2.0**-BITS  # of a row's values, in units of the largest
 
 
 @dataclass(frozen=True)
