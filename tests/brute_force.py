@@ -167,7 +167,7 @@ def _knn_side(assessed, support, family, width, matched, k):
 
 
 def _prepare(metric, generated, real, config: LSHConfig):
-    config = config.resolve(metric)
+    config = config.resolve(metric, min(len(generated), len(real)))
     reduced = [
         ReducedFeatures.of(torch.as_tensor(features), config.num_components, config.seed).values
         for features in (generated, real)

@@ -15,9 +15,13 @@ COORDINATES = ("polar", "radial", "euclidean")
 # Where a field is None each metric takes its own value: hashing alone starts from fine buckets and needs many tables,
 # neighbour search wants buckets that hold enough candidates.
 METRIC_DEFAULTS: dict[str, dict[str, Any]] = {
-    "lsh": {"num_tables": 32, "num_hashes": 12, "occupancy": 0.1, "coordinates": "polar"},
+    "lsh": {"num_hashes": 12, "occupancy": 0.1, "coordinates": "polar"},
     "lsh_knn": {"num_tables": 16, "num_hashes": 8, "occupancy": 0.9, "coordinates": "radial"},
 }
+
+
+# Hash tables of lsh for up to so many samples of the smaller set: the fewer, the more it takes to see them steadily.
+LSH_TABLES = {2_500: 128, 5_000: 64, math.inf: 32}
 
 
 def _setting(default: Any, parse: type, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -31,7 +35,8 @@ class LSHConfig:
     Attributes:
         neighborhood: Number of nearest neighbours k that ``lsh_knn`` looks at. At least 2. Default: `None`, that is 15,
             or an eighth of the samples of the smaller set if that is less, and at least 2.
-        num_tables: Number L of hash tables. Default: 32 in ``lsh``, 16 in ``lsh_knn``.
+        num_tables: Number L of hash tables. Default: `None`, that is 16 in ``lsh_knn``, and in ``lsh`` 128 for up to
+            2,500 samples in the smaller set, 64 for up to 5,000, and 32 for more.
         num_hashes: Number K of hash values that make a key. Default: 12 in ``lsh``, 8 in ``lsh_knn``.
         bucket_width: Width w of a hash cell, the finest in ``lsh``, in units of the coordinates. Default: `None`, found
             from ``occupancy``.
@@ -49,8 +54,8 @@ class LSHConfig:
         ValueError: A setting is out of range; the message names it, what was given and what is accepted.
 
     Example:
-        >>> LSHConfig(num_tables=16).resolve("lsh").occupancy
-        0.1
+        >>> LSHConfig(occupancy=0.2).resolve("lsh", 10_000).num_tables
+        32
         >>> LSHConfig(num_tables=0)
         Traceback (most recent call last):
         ValueError: num_tables must be an integer of at least 1, or None; got 0
@@ -59,7 +64,9 @@ class LSHConfig:
     neighborhood: int | None = _setting(
         None, int, "nearest neighbours looked at (lsh_knn); 15 if not given, fewer where there are under 120 samples"
     )
-    num_tables: int | None = _setting(None, int, "hash tables; 32 in lsh, 16 in lsh_knn if not given")
+    num_tables: int | None = _setting(
+        None, int, "hash tables; if not given 16 in lsh_knn, in lsh 128, 64 over 2500 samples, 32 over 5000"
+    )
     num_hashes: int | None = _setting(None, int, "hash values in a key; 12 in lsh, 8 in lsh_knn if not given")
     bucket_width: float | None = _setting(None, float, "width of a hash cell; found from the occupancy if not given")
     occupancy: float | None = _setting(
@@ -85,16 +92,17 @@ class LSHConfig:
 
     def _check(self, name: str, is_type: Any, is_in_range: Any, accepted: str) -> None:
         value = getattr(self, name)
-        optional = name in METRIC_DEFAULTS["lsh"] or name in ("bucket_width", "neighborhood")
+        optional = name in METRIC_DEFAULTS["lsh_knn"] or name in ("bucket_width", "neighborhood")
         if value is None and optional:
             return
         if not (is_type(value) and is_in_range(value)):
             raise ValueError(f"{name} must be {accepted}{', or None' if optional else ''}; got {value!r}")
 
-    def resolve(self, metric: str) -> ResolvedConfig:
-        """Fill the fields that were left to the metric, ``"lsh"`` or ``"lsh_knn"``."""
+    def resolve(self, metric: str, num_samples: int) -> ResolvedConfig:
+        """Fill the fields that were left to the metric, ``"lsh"`` or ``"lsh_knn"``, for the smaller set's samples."""
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        return ResolvedConfig(**{**METRIC_DEFAULTS[metric], **given})
+        lsh_tables = next(tables for most, tables in LSH_TABLES.items() if num_samples <= most)
+        return ResolvedConfig(**{"num_tables": lsh_tables, **METRIC_DEFAULTS[metric], **given})
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> LSHConfig:
@@ -116,7 +124,7 @@ class LSHConfig:
 class ResolvedConfig(LSHConfig):
     """An :class:`LSHConfig` that leaves nothing to the metric, and only the bucket width to the data."""
 
-    num_tables: int = METRIC_DEFAULTS["lsh"]["num_tables"]
+    num_tables: int = LSH_TABLES[math.inf]
     num_hashes: int = METRIC_DEFAULTS["lsh"]["num_hashes"]
     occupancy: float = METRIC_DEFAULTS["lsh"]["occupancy"]
     coordinates: str = METRIC_DEFAULTS["lsh"]["coordinates"]

@@ -199,11 +199,15 @@ def _measure(
     requested: LSHConfig,
     at_least: int,
 ) -> PrecisionRecall:
-    config = requested.resolve(metric)
-    coordinates, coordinates_real, dimension = _coordinates(features_generated, features_real, at_least, config)
-    num_generated, num_real = len(coordinates), len(coordinates_real)
+    generated, real = _reduced_sides(features_generated, features_real, at_least, requested)
+    num_generated, num_real, dimension = len(generated), len(real), real.dimension
     # The larger side is judged as if it had as many samples as the smaller: more samples fill more buckets.
     matched = min(num_generated, num_real)
+    config = requested.resolve(metric, matched)
+    fitted = Coordinates.fit(real.values, config.coordinates)
+    _refuse_lost_variation(fitted, real)
+    coordinates, coordinates_real = fitted(generated.values), fitted(real.values)
+    del generated, real  # Features may be many, and are not needed any more.
     # Repeated rows share every bucket however narrow, and say nothing of the width that others need.
     varied = distinct(coordinates_real)
     support = support_type.fit(varied, min(matched, len(varied)), config)
@@ -233,16 +237,13 @@ def _measure(
     )
 
 
-def _coordinates(
-    features_generated: Features, features_real: Features, at_least: int, config: ResolvedConfig
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return the coordinates of both sides, and the dimension of their features."""
+def _reduced_sides(
+    features_generated: Features, features_real: Features, at_least: int, config: LSHConfig
+) -> tuple[ReducedFeatures, ReducedFeatures]:
     generated = _reduced("features_generated", features_generated, at_least, config)
     real = _reduced("features_real", features_real, at_least, config)
     _refuse_unlike(generated, real)
-    fitted = Coordinates.fit(real.values, config.coordinates)
-    _refuse_lost_variation(fitted, real)
-    return fitted(generated.values), fitted(real.values), real.dimension
+    return generated, real
 
 
 def _refuse_lost_variation(fitted: Coordinates, real: ReducedFeatures) -> None:
