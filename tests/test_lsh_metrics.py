@@ -106,7 +106,7 @@ def test_mode_collapse_keeps_precision_and_loses_recall(measure):
     assert result.recall == pytest.approx(0.2, abs=0.07)
     swapped = measure(real, collapsed)
     assert swapped.precision == pytest.approx(0.2, abs=0.07)
-    assert swapped.recall > 0.85
+    assert swapped.recall > 0.8
 
 
 @METRICS
@@ -235,7 +235,7 @@ def test_one_class_of_many_is_inside(measure):
     real = centres[labels] + spreads[labels, None] * rng.standard_normal((3000, 16))
     for label in (0, 9):
         result = measure(centres[label] + spreads[label] * rng.standard_normal((300, 16)), real)
-        assert result.precision > 0.85
+        assert result.precision > 0.8
         assert result.recall < 0.25
 
 

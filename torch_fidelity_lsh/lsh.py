@@ -21,7 +21,7 @@ NUM_WIDTHS = 5
 COARSE_OCCUPANCY = 0.97
 OUTLIER_OCCUPANCY = 0.1  # of a sample's coarsest buckets; with less company it is an outlier
 NUM_TABLE_GROUPS = 8
-TABLES_AT_ONCE = 4
+ELEMENTS_AT_ONCE = 2**20
 MEAN_UNIT = 2.0**-12
 
 
@@ -64,7 +64,7 @@ class BucketSupport:
         """
         # Numbered together, the buckets of one set are those of the other, and need no search.
         levels = self.family.keys_at_widths([generated, real], self.widths)
-        for part in (part for level in levels for part in torch.split(level, TABLES_AT_ONCE)):
+        for part in (part for level in levels for part in _table_parts(level)):
             part.copy_(bucket_numbers(part))
         sizes = [len(generated), len(real)]
         sides = zip(*(torch.split(level, sizes, dim=1) for level in levels), strict=True)
@@ -105,7 +105,7 @@ class _Side:
 
         def occupied_by_others(level: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
             total = torch.zeros_like(members)
-            for numbers in torch.split(level, TABLES_AT_ONCE):
+            for numbers in _table_parts(level):
                 count = bucket_sums(numbers, members, num_buckets).gather(1, numbers.long()) - members
                 total += occupancy(count, share_left_out).sum(0)
             return total
@@ -119,62 +119,67 @@ class _Side:
     def collisions(self) -> float:
         """Probability in [0, 1] that two of the samples share a bucket of the finest width."""
         finest, pairs = self.levels[0], 0
-        for numbers in torch.split(finest, TABLES_AT_ONCE):
+        for numbers in _table_parts(finest):
             sizes = bucket_sums(numbers, torch.ones_like(numbers[0], dtype=torch.int64), self.num_buckets)
             pairs += int((sizes * (sizes - 1)).sum())
         return pairs / (finest.numel() * max(1, finest.shape[1] - 1))
 
 
-class _Visit:
-    """What M samples find in the buckets of one group of T tables.
+class _Company:
+    """What M samples find in the buckets of a set, width by width from fine to coarse, summed in G groups of tables.
 
     Sums are of whole multiples of small units, so that they do not depend on the order of summation.
 
     Attributes:
-        closeness: M occupancies of the samples' buckets, over all widths.
-        coarsest: M occupancies at the coarsest width alone.
-        met: M mean closeness (over all tables) of those met in the finest bucket that holds anyone.
-        weight: M probabilities of meeting anyone; ``met`` is to be divided by it.
+        closeness: G x M occupancies of the samples' buckets, over all widths.
+        coarsest: G x M occupancies at the coarsest width alone.
+        met: G x M mean closeness (over all tables) of those met in the finest bucket that holds anyone.
+        weight: G x M probabilities of meeting anyone; ``met`` is to be divided by it.
     """
 
-    def __init__(self, num_samples: int, device: torch.device) -> None:
-        self.closeness, self.coarsest, self.met, self.weight = torch.zeros(
-            4, num_samples, dtype=torch.float64, device=device
-        )
-        self._alone: torch.Tensor | float = 1.0
-
-    def look(self, count: torch.Tensor, closeness: torch.Tensor, share: float) -> None:
-        """Look into the samples' T x M buckets of the next coarser width.
+    def __init__(self, queries: _Side, left_out_of: _Side | None, share: float) -> None:
+        """Prepare to look up the samples of one set.
 
         Args:
-            count: Members there.
-            closeness: The sum of theirs.
+            queries: The set.
+            left_out_of: The same set if its samples are looked up in their own buckets, and do not meet themselves.
             share: Share of the members to be thought of as indexed.
         """
-        mean = (closeness / count.clamp(min=1)).div_(MEAN_UNIT).round_().mul_(MEAN_UNIT)
-        occupied = occupancy(count, share)
-        meeting = rounded(self._alone * occupied)
-        self._alone = self._alone - meeting
-        self.coarsest = occupied.sum(0)
-        self.closeness += self.coarsest
-        self.met += (meeting * mean).sum(0)
-        self.weight += meeting.sum(0)
+        tables, num_samples = queries.levels[0].shape
+        groups = max(g for g in range(1, NUM_TABLE_GROUPS + 1) if tables % g == 0)
+        zeros = queries.members.new_zeros(4, groups, num_samples)
+        self.closeness, self.coarsest, self.met, self.weight = zeros
+        self._alone = queries.members.new_ones(tables, num_samples)  # Probability of having met nobody yet.
+        self._left_out_of, self._share = left_out_of, share
 
+    def look(self, numbers: torch.Tensor, counts: torch.Tensor, sums: torch.Tensor) -> None:
+        """Look into the buckets of the next coarser width.
 
-@dataclass(frozen=True)
-class _Company:
-    """What M samples find in G groups of tables: G x M each of the numbers of a :class:`_Visit`."""
+        Args:
+            numbers: L x M bucket numbers of the samples.
+            counts: L x B members in each bucket.
+            sums: L x B sums of their closeness.
+        """
+        step = max(1, ELEMENTS_AT_ONCE // len(numbers))
+        for part in (slice(first, first + step) for first in range(0, numbers.shape[1], step)):
+            asked = numbers[:, part].long()
+            count, closeness = counts.gather(1, asked), sums.gather(1, asked)
+            if self._left_out_of is not None:
+                count -= self._left_out_of.members[part]
+                closeness -= self._left_out_of.closeness[part]
+            mean = closeness.div_(count.clamp(min=1)).div_(MEAN_UNIT).round_().mul_(MEAN_UNIT)
+            occupied = occupancy(count, self._share)
+            meeting = rounded(self._alone[:, part] * occupied)
+            self._alone[:, part] -= meeting
+            self.coarsest[:, part] = self._by_group(occupied)
+            self.closeness[:, part] += self.coarsest[:, part]
+            self.met[:, part] += self._by_group(mean.mul_(meeting))
+            self.weight[:, part] += self._by_group(meeting)
 
-    closeness: torch.Tensor
-    coarsest: torch.Tensor
-    met: torch.Tensor
-    weight: torch.Tensor
-
-    @classmethod
-    def of(cls, visits: list[_Visit]) -> _Company:
-        """Collect the visits to all groups."""
-        names = ("closeness", "coarsest", "met", "weight")
-        return cls(*(torch.stack([getattr(visit, name) for visit in visits]) for name in names))
+    def _by_group(self, per_table: torch.Tensor) -> torch.Tensor:
+        groups = len(self.weight)
+        total: torch.Tensor = per_table.view(groups, len(per_table) // groups, -1).sum(1)
+        return total
 
     @property
     def occupied(self) -> torch.Tensor:
@@ -210,21 +215,15 @@ def _judge(assessed: _Side, support: _Side) -> Verdict:
 
 def _meet(assessed: _Side, support: _Side) -> tuple[_Company, _Company]:
     """Let the assessed samples look into the support's buckets, and those of the support, each left out."""
-    tables = len(support.levels[0])
-    size = tables // max(g for g in range(1, NUM_TABLE_GROUPS + 1) if tables % g == 0)
-    visits, visits_left_out = [], []
-    for first in range(0, tables, size):
-        visit, visit_left_out = (_Visit(len(side.members), side.members.device) for side in (assessed, support))
-        for asked, held in zip(assessed.levels, support.levels, strict=True):
-            asked, held = (numbers[first : first + size].long() for numbers in (asked, held))
-            counts = bucket_sums(held, support.members, support.num_buckets)
-            sums = bucket_sums(held, support.closeness, support.num_buckets)
-            visit.look(counts.gather(1, asked), sums.gather(1, asked), support.share)
-            visit_left_out.look(
-                counts.gather(1, held) - support.members,
-                sums.gather(1, held) - support.closeness,
-                support.share_left_out,
-            )
-        visits.append(visit)
-        visits_left_out.append(visit_left_out)
-    return _Company.of(visits), _Company.of(visits_left_out)
+    company = _Company(assessed, None, support.share)
+    company_left_out = _Company(support, support, support.share_left_out)
+    for asked, held in zip(assessed.levels, support.levels, strict=True):
+        counts, sums = (bucket_sums(held, v, support.num_buckets) for v in (support.members, support.closeness))
+        company.look(asked, counts, sums)
+        company_left_out.look(held, counts, sums)
+    return company, company_left_out
+
+
+def _table_parts(numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Split L x N numbers into some tables at a time."""
+    return torch.split(numbers, max(1, ELEMENTS_AT_ONCE // numbers.shape[1]))

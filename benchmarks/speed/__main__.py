@@ -56,8 +56,7 @@ def main() -> None:
         threads=args.threads,
         device=args.device,
         machine=machine(args.device),
-        # Threads that spin while they wait keep the core from the one they wait for, on a machine that is not idle.
-        wait_policy=os.environ.setdefault("OMP_WAIT_POLICY", "passive"),
+        wait_policy=os.environ.get("OMP_WAIT_POLICY", "default"),
         limit_s=args.limit_seconds,
         limit_bytes=args.memory_limit * GIB,
         rounds=args.repeats,
