@@ -21,7 +21,7 @@ NUM_WIDTHS = 5
 COARSE_OCCUPANCY = 0.97
 OUTLIER_OCCUPANCY = 0.1  # of a sample's coarsest buckets; with less company it is an outlier
 NUM_TABLE_GROUPS = 8
-ELEMENTS_AT_ONCE = 2**20
+ELEMENTS_AT_ONCE = 2**18
 MEAN_UNIT = 2.0**-12
 
 
@@ -137,6 +137,11 @@ class _Company:
         weight: G x M probabilities of meeting anyone; ``met`` is to be divided by it.
     """
 
+    closeness: torch.Tensor
+    coarsest: torch.Tensor
+    met: torch.Tensor
+    weight: torch.Tensor
+
     def __init__(self, queries: _Side, left_out_of: _Side | None, share: float) -> None:
         """Prepare to look up the samples of one set.
 
@@ -178,8 +183,7 @@ class _Company:
 
     def _by_group(self, per_table: torch.Tensor) -> torch.Tensor:
         groups = len(self.weight)
-        total: torch.Tensor = per_table.view(groups, len(per_table) // groups, -1).sum(1)
-        return total
+        return per_table.view(groups, len(per_table) // groups, -1).sum(1)
 
     @property
     def occupied(self) -> torch.Tensor:
