@@ -150,9 +150,6 @@ def _reduced(job: Job, features: Features | None, side: int, call: dict[str, Any
     if isinstance(features, ReducedFeatures):
         if job.fn_reduce is None:
             raise ValueError(f"{job.metric} needs features, and {argument} is a reference, which keeps less of them")
-        source = f'layer "{job.layer}" of {job.extractor}'
-        if job.extractor and features.source not in ("", source):
-            raise ValueError(f"{argument} was made from {features.source}, and {job.metric} is asked for with {source}")
         return features
     if job.fn_reduce is None or features is None:
         return features

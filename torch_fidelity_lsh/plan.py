@@ -65,7 +65,9 @@ def make_plan(kwargs: dict[str, Any]) -> Plan:
     call["cuda"] = _usable_cuda(call, needed="cuda" in given or ready_sides != sides)
     call["verbose"] = call["verbose"] and rank_and_size()[0] == 0
     jobs = _shared_jobs(requested, call, ready_sides)
-    return Plan(requested, given, call, jobs, {side: _read_ready(side, jobs, call) for side in ready_sides})
+    ready = {side: _read_ready(side, jobs, call) for side in ready_sides}
+    _refuse_other_sources(jobs, ready)
+    return Plan(requested, given, call, jobs, ready)
 
 
 def _as_text(value: Any) -> Any:
@@ -152,3 +154,17 @@ def _layer(metric: str, extractor: str | None, call: dict[str, Any]) -> str:
 def _read_ready(side: int, jobs: list[Job], call: dict[str, Any]) -> dict[str, Features]:
     layers = {job.layer for job in jobs if side in sides_of([job.metric])}
     return inputs.read_features(call[f"input{side}"], layers, f"input{side}")
+
+
+def _refuse_other_sources(jobs: list[Job], ready: dict[int, dict[str, Features]]) -> None:
+    """Refuse references of other features than a metric is about to extract, before that needs weights."""
+    for side, features in ready.items():
+        for job in jobs:
+            reference, source = features.get(job.layer), f'layer "{job.layer}" of {job.extractor}'
+            if not isinstance(reference, ReducedFeatures) or not job.extractor:
+                continue
+            if reference.source not in ("", source):
+                raise ValueError(
+                    f"input{side} was made from {reference.source}, and {job.metric} is asked for with {source}; set "
+                    f'feature_extractor="{reference.feature_extractor}", feature_layer_lsh="{reference.feature_layer}"'
+                )
