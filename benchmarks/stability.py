@@ -29,7 +29,7 @@ import matplotlib.pyplot as plt
 METRICS = {"lsh": lsh_precision_recall, "lsh_knn": lsh_knn_precision_recall}
 DIMENSION = 64
 TRUTH = 0.7
-DEFAULT_TABLES = {"lsh": 32, "lsh_knn": 16}
+TABLES_OF_SWEEPS = {"lsh": 32, "lsh_knn": 16}
 
 
 def main() -> None:
@@ -41,9 +41,9 @@ def main() -> None:
     small, large = (500, 2000) if args.quick else (1000, 10_000)
     tables = {"lsh": (4, 8, 16, 32, 64, 128), "lsh_knn": (2, 4, 8, 16, 32)}
     plan = [("tables", name, base, base, count) for name in METRICS for count in tables[name]]
-    plan += [("samples", name, size, size, DEFAULT_TABLES[name]) for name in METRICS for size in sizes]
+    plan += [("samples", name, size, size, TABLES_OF_SWEEPS[name]) for name in METRICS for size in sizes]
     unequal = ((small, large), (large, small))
-    plan += [("unequal", name, *pair, DEFAULT_TABLES[name]) for name in METRICS for pair in unequal]
+    plan += [("unequal", name, *pair, TABLES_OF_SWEEPS[name]) for name in METRICS for pair in unequal]
     rows = [measure(*each, seeds) for each in tqdm(plan, desc="Settings", unit="setting")]
     text = "\n\n".join(f"## {title}\n\n{table(rows, section)}" for section, title in TITLES.items())
     print(text)

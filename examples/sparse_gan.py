@@ -29,7 +29,7 @@ from torchvision.utils import save_image
 
 from compressors import CompressionError
 from compressors.report import versions
-from compressors.sampling import Extractor, generated, image_batches
+from compressors.sampling import Extractor, drawn_batches, generated, image_batches
 from compressors.sparse import MaskSet, hand_over, load_sparse, prune_by_magnitude, save_sparse, sparse_size
 from torch_fidelity_lsh import calculate_metrics
 
@@ -57,11 +57,11 @@ class Bench:
         )
         write_whole(scores, json.dumps(found).encode())
 
-    def _latents(self) -> Iterator[tuple[Tensor]]:
-        random = torch.Generator().manual_seed(2020)
-        for start in range(0, self.settings.samples, 100):
-            count = min(100, self.settings.samples - start)
-            yield (torch.randn(count, self.settings.latent, generator=random).to(self.device),)
+    def _latents(self) -> Iterator[tuple[Any, ...]]:
+        def draw(count: int, random: torch.Generator) -> tuple[Tensor]:
+            return (torch.randn(count, self.settings.latent, generator=random),)
+
+        return drawn_batches(draw, self.settings.samples, 100, 2020, self.device)
 
 
 def train(label: str, settings: Settings, images: Tensor, seed: int, folder: Path) -> None:

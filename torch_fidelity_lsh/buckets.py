@@ -121,11 +121,12 @@ class BucketIndex:
         self, queries: torch.Tensor, asking: Buckets, count: int, others: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         tasks = self._tasks(asking, self._offered(others))
+        norms = [by_blocks(_squared_norms, rows) for rows in (queries, self.coordinates)]
         best = torch.full((len(queries), count), NOTHING, device=queries.device)
         for first in range(0, self.family.num_tables, TABLES_AT_ONCE):
             found = best.new_full((len(queries), TABLES_AT_ONCE, count), NOTHING)
             part = tasks[(tasks[:, 0] >= first) & (tasks[:, 0] < first + TABLES_AT_ONCE)]
-            for table, rows, pairs in self._pairs(queries, asking, part, others):
+            for table, rows, pairs in self._pairs(queries, norms, asking, part, others):
                 nearest = _sorted(pairs)[:, :, :count]
                 found[rows, table[:, None] - first, : nearest.shape[-1]] = nearest
             best = by_blocks(lambda pairs: _smallest(pairs, count), torch.cat([best, found.flatten(1)], dim=1))
@@ -137,15 +138,17 @@ class BucketIndex:
         return self.capacity + 1 if others else self.capacity
 
     def _pairs(
-        self, queries: torch.Tensor, asking: Buckets, tasks: torch.Tensor, others: bool
+        self, queries: torch.Tensor, norms: list[torch.Tensor], asking: Buckets, tasks: torch.Tensor, others: bool
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Compute distances in blocks of B tasks of like size, padded to Q queries and S members.
+
+        ``norms`` are the squared norms of the queries and of the indexed samples.
 
         Yields:
             B tables, B x Q rows of the queries, and B x Q x S pairs: of each query with each member one number that
             sorts by distance and, where distances are equal, by member.
         """
-        query_norms, member_norms = (by_blocks(_squared_norms, rows) for rows in (queries, self.coordinates))
+        query_norms, member_norms = norms
         for part, num_queries, num_members in _of_like_size(tasks, self._offered(others), queries.shape[1]):
             table, query_start, query_count, member_start, member_count = part.T
             rows, _ = _gather(asking.order, table, query_start, query_count, num_queries)

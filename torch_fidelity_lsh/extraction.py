@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from torch_fidelity_lsh import upstream
-from torch_fidelity_lsh.distributed import gather_rows, on_first, rank_and_size, together
+from torch_fidelity_lsh.distributed import gather_rows, rank_and_size, share_first, together
 
 FeaturesDict = dict[str, torch.Tensor]
 
@@ -31,8 +31,9 @@ def extract_features(side: int, feat_extractor: Any, **settings: Any) -> Feature
         return upstream.extract_featuresdict_from_input_id_cached(side, feat_extractor, **settings)  # type: ignore[no-any-return]
     if not upstream.is_cacheable(side, **settings):
         return together(lambda: upstream.extract_share(side, feat_extractor, rank, size, **settings))
-    if on_first(lambda: upstream.read_cache(side, feat_extractor, **settings) is not None):
-        return upstream.read_cache(side, feat_extractor, **settings) if rank == 0 else None
+    cached = together(lambda: upstream.read_cache(side, feat_extractor, **settings) if rank == 0 else None)
+    if share_first(cached is not None):
+        return cached
     share = together(lambda: upstream.extract_share(side, feat_extractor, rank, size, **settings))
     layers = feat_extractor.get_requested_features_list()
     gathered: FeaturesDict = {}

@@ -6,14 +6,14 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import synthetic
-from contestants import CONTESTANTS, Size, digest
+from contestants import CONTESTANTS, Size
 from measure import Worker, worker
 from sections import GROWTH, SECTIONS, Section
-from storage import Store
+from storage import Row, Store, digest
 
 GIB = 2**30
 # Slow contestants vary less, in proportion, and cost more: no further round once one has used so much.
@@ -98,7 +98,7 @@ class Bench:
 
     # --- Answers ------------------------------------------------------------------------------------------------------
 
-    def rows(self, section: Section, size: Size, name: str) -> list[dict[str, Any]]:
+    def rows(self, section: Section, size: Size, name: str) -> list[Row]:
         """Return the measurements of all rounds."""
         rows = []
         while row := self.store.rows.get(self._key(section, size, name, len(rows))):

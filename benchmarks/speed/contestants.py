@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import math
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import rivals
 import torch
 from rivals import Values
+from storage import digest
 from torch import Tensor
 
 import torch_fidelity_lsh
@@ -72,11 +72,6 @@ class Contestant:
     def installed(self) -> bool:
         """Whether the package it needs is there."""
         return not self.package or importlib.util.find_spec(self.package) is not None
-
-
-def digest(*paths: Path) -> str:
-    """Return a digest of the contents of files."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
 
 
 def _linear(size: Size) -> float:

@@ -13,17 +13,15 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 from contestants import CONTESTANTS, Contestant, Size
+from storage import Row
 from synthetic import draw_features
 from torch import Tensor
 
 WARM_UP_ROWS = 512
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-Row = dict[str, Any]
 
 
 class Worker:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from criteria import Group, Judge
+from storage import digest
 
 NUMBERS = ("fidelity", "diversity")
 
@@ -91,8 +92,3 @@ class Check:
     def source(self) -> str:
         """Digest of the module that draws the data, and the name of these."""
         return digest(Path(sys.modules[self.draw.__module__].__file__)) + self.source_data
-
-
-def digest(*paths: Path) -> str:
-    """Return a digest of the contents of files."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import peers
 import torch
-from checks import digest
+from storage import digest
 from torch import Tensor
 
 import torch_fidelity_lsh
