@@ -30,16 +30,16 @@ Its state dict differs in names alone. A learned constant input is pruned along 
 ``ChannelPruner(..., param_dims={"const": 1})``.
 """
 
-from .base import CompressedModel, Compressor
-from .clip import Clip
-from .clipper import Clipper
-from .errors import CompressionError, ContractBroken, NothingCompressed, UnsupportedModule
-from .export import export_onnx
-from .pipeline import Pipeline
-from .pruner import ChannelPruner
-from .quantizer import Quantizer
-from .recipe import Recipe
-from .report import LayerRow, Report, Size
+from compressors.core.clip import Clip
+from compressors.core.model import CompressedModel, Compressor
+from compressors.core.recipe import Recipe
+from compressors.core.report import LayerRow, Report, Size
+from compressors.errors import CompressionError, ContractBroken, NothingCompressed, UnsupportedModule
+from compressors.export import export_onnx
+from compressors.pipeline import Pipeline
+from compressors.prune.pruner import ChannelPruner
+from compressors.quantize.clipper import Clipper
+from compressors.quantize.quantizer import Quantizer
 
 __all__ = [
     "ChannelPruner",

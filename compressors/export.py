@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from .base import CompressedModel
-from .checks import check_inputs
-from .errors import CompressionError, extra
-from .packing import whole_file
-from .probe import run
+from compressors.common.checks import check_inputs
+from compressors.common.measure import run
+from compressors.core.model import CompressedModel
+from compressors.core.packing import whole_file
+from compressors.errors import CompressionError, extra
 
 _OPSET = 13
 
@@ -52,7 +52,7 @@ def export_onnx(compressed: CompressedModel, path: str | Path, example_inputs: t
     with whole_file(Path(path)) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the older exporter about its age, and of tracing
         if compressed.recipe.quantized:
-            from ._brevitas import export_qcdq
+            from compressors.core._brevitas import export_qcdq
 
             export_qcdq(compressed.model, inputs, temporary, keep_initializers_as_inputs=False, **options)
         else:

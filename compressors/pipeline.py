@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from .base import CompressedModel, Compressor, Inputs, begin
-from .errors import CompressionError
-from .probe import run, sqnr_db
-from .quantizer import Quantizer
+from compressors.common.measure import run, sqnr_db
+from compressors.core.model import CompressedModel, Compressor, Inputs, begin
+from compressors.errors import CompressionError
+from compressors.quantize.quantizer import Quantizer
 
 
 @dataclass(frozen=True, init=False)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gans import write_whole
 
-from compressors.table import DISTANCES, PRECISION_RECALL, Row, Score, Table
+from compressors.study.table import DISTANCES, PRECISION_RECALL, Row, Score, Table
 
 COPIED = ("results.json", "results.csv", "real.png", "teacher.png", "samples.png")
 METRICS = ("lsh", "lsh_knn")

@@ -28,8 +28,8 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from compressors import CompressionError
-from compressors.report import versions
-from compressors.sampling import Extractor, drawn_batches, generated, image_batches
+from compressors.common.generation import Extractor, drawn_batches, generated, image_batches
+from compressors.core.report import versions
 from compressors.sparse import MaskSet, hand_over, load_sparse, prune_by_magnitude, save_sparse, sparse_size
 from torch_fidelity_lsh import calculate_metrics
 

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from torch_fidelity_lsh import LSHConfig
-from torch_fidelity_lsh.calibration import DECISIVE, LOOSE_QUORUM, NOTICED, QUORUM
-from torch_fidelity_lsh.coordinates import UNIT, Coordinates
-from torch_fidelity_lsh.hashing import DIRECTION_UNIT, PROBABILITY_UNIT, HashFamily
-from torch_fidelity_lsh.lsh import MEAN_UNIT, OUTLIER_OCCUPANCY
-from torch_fidelity_lsh.lsh_knn import BUCKET_CAPACITY, FAR
-from torch_fidelity_lsh.reduction import ReducedFeatures
+from torch_fidelity_lsh.metric.calibration import DECISIVE, LOOSE_QUORUM, NOTICED, QUORUM
+from torch_fidelity_lsh.metric.coordinates import UNIT, Coordinates
+from torch_fidelity_lsh.metric.hashing import DIRECTION_UNIT, PROBABILITY_UNIT, HashFamily
+from torch_fidelity_lsh.metric.lsh import MEAN_UNIT, OUTLIER_OCCUPANCY
+from torch_fidelity_lsh.metric.lsh_knn import BUCKET_CAPACITY, FAR
+from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
 
 def lsh(generated, real, config, widths):

@@ -11,8 +11,8 @@ from torch_fidelity import FeatureExtractorBase
 from torch_fidelity.datasets import RandomlyGeneratedDataset
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from torch_fidelity_lsh import upstream
-from torch_fidelity_lsh.registry import METRICS_REGISTRY, MetricOption, register_metric
+from torch_fidelity_lsh.fidelity import upstream
+from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, MetricOption, register_metric
 
 
 class CountingExtractor(FeatureExtractorBase):

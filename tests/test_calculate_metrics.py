@@ -14,8 +14,8 @@ from torch.utils.data import TensorDataset
 from torch_fidelity import FeatureExtractorInceptionV3, GenerativeModelModuleWrapper
 from torchvision.models import vgg16
 
-from torch_fidelity_lsh import upstream
-from torch_fidelity_lsh.metrics import calculate_metrics
+from torch_fidelity_lsh.fidelity import upstream
+from torch_fidelity_lsh.fidelity.calculate import calculate_metrics
 
 # No worker processes and no progress bars; small sets need small KID subsets.
 QUICK = {

@@ -13,7 +13,7 @@ import torch_fidelity
 
 from torch_fidelity_lsh import cli
 from torch_fidelity_lsh.cli import main, make_parser
-from torch_fidelity_lsh.registry import METRICS_REGISTRY, MetricOption
+from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, MetricOption
 
 COMMAND = Path(sys.executable).with_name("fidelity-lsh")
 

@@ -169,7 +169,7 @@ def test_a_model_that_gives_nan_after_compression_is_reported() -> None:
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     package: str, extra: str, work: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delitem(sys.modules, "compressors._brevitas", raising=False)
+    monkeypatch.delitem(sys.modules, "compressors.core._brevitas", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"{package}.* install it with: pip install 'torch-fidelity-lsh\[{extra}\]'"):
         work(tmp_path)

@@ -11,7 +11,7 @@ from generators import FAMILIES, LATENT, Family, StyleGAN2
 from torch import Tensor, nn
 
 from compressors import ChannelPruner, CompressedModel, Compressor, Pipeline, Quantizer, UnsupportedModule
-from compressors.bake import baked_copy
+from compressors.common.bake import baked_copy
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.utils import spectral_norm
 
 from compressors import ChannelPruner, Clip, CompressedModel, CompressionError, Pipeline, Quantizer, Recipe, Report
-from compressors.packing import pack, pack_bits, unpack_bits
-from compressors.probe import count_macs
+from compressors.common.measure import count_macs
+from compressors.core.packing import pack, pack_bits, unpack_bits
 
 Z = (torch.randn(2, LATENT, generator=torch.Generator().manual_seed(0)),)
 DCGAN_WEIGHTS = {"layers.0": (16 * 32 * 16, 32), "layers.3": (32 * 16 * 16, 16), "layers.6": (16 * 3 * 16, 3)}

@@ -7,7 +7,7 @@ import torch
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
-from torch_fidelity_lsh.feature_extractor_efficientnet_lite0 import NAME, FeatureExtractorEfficientNetLite0
+from torch_fidelity_lsh.fidelity.feature_extractor_efficientnet_lite0 import NAME, FeatureExtractorEfficientNetLite0
 
 
 def create(layers, **kwargs):

@@ -12,7 +12,7 @@ import torch_fidelity
 from torch_fidelity import calculate_metrics as imported_long_before
 
 import torch_fidelity_lsh
-from torch_fidelity_lsh.metric_lsh import lsh_features_to_metric, lsh_knn_features_to_metric
+from torch_fidelity_lsh.fidelity.metric_lsh import lsh_features_to_metric, lsh_knn_features_to_metric
 
 METRICS = {"fid": True, "prc": True, "lsh": True, "lsh_knn": True}
 ENDS = [f"{name}_ci_{end}" for name in ("precision", "recall", "f_score") for end in ("low", "high")]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressors.table import DISTANCES, PRECISION_RECALL, Row, Table
+from compressors.study.table import DISTANCES, PRECISION_RECALL, Row, Table
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -8,8 +8,8 @@ import torch_fidelity
 import torch_fidelity.fidelity
 from torch_fidelity import calculate_metrics as imported_long_before
 
-from torch_fidelity_lsh import hook, upstream
-from torch_fidelity_lsh.metrics import calculate_metrics
+from torch_fidelity_lsh.fidelity import hook, upstream
+from torch_fidelity_lsh.fidelity.calculate import calculate_metrics
 
 CODE = imported_long_before.__code__
 

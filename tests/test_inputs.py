@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from torch_fidelity_lsh.inputs import read_features
-from torch_fidelity_lsh.metrics import calculate_metrics
+from torch_fidelity_lsh.fidelity.calculate import calculate_metrics
+from torch_fidelity_lsh.fidelity.inputs import read_features
 
 QUICK = {"verbose": False, "save_cpu_ram": True, "kid_subset_size": 20, "kid_subsets": 4}
 
@@ -50,7 +50,7 @@ def test_upstreams_metrics_on_ready_features_are_upstreams(features, fake_mind):
 
 def test_ready_features_on_both_sides_need_neither_extractor_nor_gpu(features, shift_metric, spy_metric, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("torch_fidelity_lsh.upstream.create_feature_extractor", None)
+    monkeypatch.setattr("torch_fidelity_lsh.fidelity.upstream.create_feature_extractor", None)
     calculate_metrics(input1=features[0], input2=features[1], spy=True, fid=True, shift=True, verbose=False)
     stated = {"feature_extractor": None, "layer": "features", "cuda": False}
     assert stated.items() <= spy_metric.items()

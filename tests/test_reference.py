@@ -130,7 +130,7 @@ def test_interrupted_writing_leaves_the_old_file(reference, monkeypatch):
         filename.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("torch_fidelity_lsh.reference.save_file", break_off)
+    monkeypatch.setattr("torch_fidelity_lsh.metric.reference.save_file", break_off)
     with pytest.raises(KeyboardInterrupt):
         save_reference(kept, path)
     assert path.read_bytes() == before

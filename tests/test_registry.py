@@ -2,8 +2,8 @@
 
 import pytest
 
-from torch_fidelity_lsh.metrics import calculate_metrics
-from torch_fidelity_lsh.registry import METRICS_REGISTRY, MetricOption, plugin_keywords, register_metric
+from torch_fidelity_lsh.fidelity.calculate import calculate_metrics
+from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, MetricOption, plugin_keywords, register_metric
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from torch import nn
 
 from compressors import CompressionError
 from compressors.sparse import DropGrow, MaskSet, Schedule, prune_by_magnitude
+from compressors.sparse.drop_grow import drop, exchange, grow, highest
 from compressors.sparse.schedule import due
-from compressors.sparse.topology import drop, exchange, grow, highest
 
 
 def seeded(seed=0):

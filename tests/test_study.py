@@ -13,7 +13,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from compressors import ChannelPruner, CompressionError, ContractBroken, Pipeline, Quantizer
 from compressors.study import StudySettings, run_study
-from compressors.table import Table
+from compressors.study.table import Table
 
 SETTINGS = StudySettings(
     samples=40,
@@ -133,7 +133,7 @@ def study(generator, real, tmp_path, monkeypatch):
     def run(compressors=W8_W3, reference=real, model=generator, draw=draw, pictures=False, **changes):
         with monkeypatch.context() as patch:
             if not pictures:  # They take most of the time.
-                patch.setattr("compressors.study.save_pictures", lambda table, folder: None)
+                patch.setattr("compressors.study.runner.save_pictures", lambda table, folder: None)
             return run_study(model, draw, compressors, reference, tmp_path, replace(SETTINGS, **changes))
 
     return run
@@ -340,7 +340,7 @@ def test_images_of_the_wrong_kind_are_refused(study, make, declared, message):
     ],
 )
 def test_images_are_converted_as_declared(make, declared):
-    from compressors.sampling import to_images
+    from compressors.common.generation import to_images
 
     images = to_images(make(2), declared)
     assert images.dtype == torch.uint8

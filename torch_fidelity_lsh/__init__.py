@@ -3,16 +3,10 @@
 Direction, everywhere: ``input1`` and ``features_1`` are generated, ``input2`` and ``features_2`` are real.
 """
 
-from torch_fidelity_lsh import feature_extractor_efficientnet_lite0
-from torch_fidelity_lsh.config import LSHConfig
-from torch_fidelity_lsh.functional import (
-    PrecisionRecall,
-    lsh_knn_precision_recall,
-    lsh_precision_recall,
-    reduce_features,
-)
-from torch_fidelity_lsh.hook import install, installed, uninstall
-from torch_fidelity_lsh.metric_lsh import (
+from torch_fidelity_lsh.fidelity import feature_extractor_efficientnet_lite0
+from torch_fidelity_lsh.fidelity.calculate import calculate_metrics, create_reference
+from torch_fidelity_lsh.fidelity.hook import install, installed, uninstall
+from torch_fidelity_lsh.fidelity.metric_lsh import (
     KEY_METRIC_LSH_F_SCORE,
     KEY_METRIC_LSH_F_SCORE_CI_HIGH,
     KEY_METRIC_LSH_F_SCORE_CI_LOW,
@@ -46,7 +40,13 @@ from torch_fidelity_lsh.metric_lsh import (
     lsh_knn_features_to_metric,
     lsh_knn_featuresdict_to_metric,
 )
-from torch_fidelity_lsh.metrics import calculate_metrics, create_reference
-from torch_fidelity_lsh.reduction import ReducedFeatures
-from torch_fidelity_lsh.reference import load_reference, save_reference
-from torch_fidelity_lsh.registry import MetricOption, register_metric
+from torch_fidelity_lsh.fidelity.registry import MetricOption, register_metric
+from torch_fidelity_lsh.metric.config import LSHConfig
+from torch_fidelity_lsh.metric.functional import (
+    PrecisionRecall,
+    lsh_knn_precision_recall,
+    lsh_precision_recall,
+    reduce_features,
+)
+from torch_fidelity_lsh.metric.reduction import ReducedFeatures
+from torch_fidelity_lsh.metric.reference import load_reference, save_reference

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 import torch_fidelity.fidelity
 
-from torch_fidelity_lsh import upstream
-from torch_fidelity_lsh.config import option_fields
-from torch_fidelity_lsh.distributed import rank_and_size, ranks_of_torchrun
-from torch_fidelity_lsh.messages import did_you_mean
-from torch_fidelity_lsh.metrics import calculate_metrics, create_reference
-from torch_fidelity_lsh.reference import save_reference
-from torch_fidelity_lsh.registry import METRICS_REGISTRY, MetricOption, plugin_keywords
+from torch_fidelity_lsh.fidelity import upstream
+from torch_fidelity_lsh.fidelity.calculate import calculate_metrics, create_reference
+from torch_fidelity_lsh.fidelity.distributed import rank_and_size, ranks_of_torchrun
+from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, MetricOption, plugin_keywords
+from torch_fidelity_lsh.metric.config import option_fields
+from torch_fidelity_lsh.metric.messages import did_you_mean
+from torch_fidelity_lsh.metric.reference import save_reference
 
 _USER_ERRORS = (ValueError, OSError, ImportError)
 

@@ -14,11 +14,11 @@ try:
 except ImportError as error:
     raise ImportError(f'This needs torchmetrics ({error}): pip install "torch-fidelity-lsh[torchmetrics]"') from error
 
-from torch_fidelity_lsh import upstream
-from torch_fidelity_lsh.config import LSHConfig
-from torch_fidelity_lsh.functional import lsh_knn_precision_recall, lsh_precision_recall, reduce_features
-from torch_fidelity_lsh.messages import did_you_mean
-from torch_fidelity_lsh.reduction import ReducedFeatures
+from torch_fidelity_lsh.fidelity import upstream
+from torch_fidelity_lsh.metric.config import LSHConfig
+from torch_fidelity_lsh.metric.functional import lsh_knn_precision_recall, lsh_precision_recall, reduce_features
+from torch_fidelity_lsh.metric.messages import did_you_mean
+from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
 METRICS = {"lsh": lsh_precision_recall, "lsh_knn": lsh_knn_precision_recall}
 INCEPTION = "inception-v3-compat"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from torch_fidelity_lsh.feature_extractor_efficientnet_lite0 import NAME, FeatureExtractorEfficientNetLite0
+from torch_fidelity_lsh.fidelity.feature_extractor_efficientnet_lite0 import NAME, FeatureExtractorEfficientNetLite0
 
 IMAGES = {"full": 10_000, "quick": 4_000}
 CONTRASTS = (0.0, 0.5, 1.0, 1.5, 2.0)

@@ -6,15 +6,15 @@ each of which serves alone.
 Source: Wang et al. 2023, "Balanced Training for Sparse GANs" (NeurIPS 2023, arXiv 2302.14670).
 """
 
-from .balance import BalanceConfig, BalanceMeter, Scores, balance_ratio, measured_scores
-from .config import SparseConfig
-from .cost import Batches, ForwardCost, TrainingCost, iteration_macs
-from .density import Decision, DensityControl
-from .handover import SparseSize, hand_over, load_sparse, save_sparse, sparse_size
-from .masks import MaskSet
-from .schedule import Schedule
-from .topology import DropGrow, prune_by_magnitude
-from .training import SparseTraining, Status
+from compressors.sparse.balance import BalanceConfig, BalanceMeter, Scores, balance_ratio, measured_scores
+from compressors.sparse.config import SparseConfig
+from compressors.sparse.cost import Batches, ForwardCost, TrainingCost, iteration_macs
+from compressors.sparse.density import Decision, DensityControl
+from compressors.sparse.drop_grow import DropGrow, prune_by_magnitude
+from compressors.sparse.masks import MaskSet
+from compressors.sparse.schedule import Schedule
+from compressors.sparse.storage import SparseSize, hand_over, load_sparse, save_sparse, sparse_size
+from compressors.sparse.training import SparseTraining, Status
 
 __all__ = [
     "BalanceConfig",

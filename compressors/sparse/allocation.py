@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ..errors import CompressionError
+from compressors.errors import CompressionError
 
 ALLOCATIONS = ("erk", "uniform")
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import CompressionError
-from ..packing import read_file, write_file
-from ..sampling import digest
-from .config import SparseConfig
+from compressors.common.generation import digest
+from compressors.core.packing import read_file, write_file
+from compressors.errors import CompressionError
+from compressors.sparse.config import SparseConfig
 
 
 def write_checkpoint(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import CompressionError
-from .allocation import ALLOCATIONS
-from .balance import BalanceConfig
-from .density import DensityControl
-from .schedule import Schedule
-from .settings import check_choice, check_count, check_density, check_number
-from .topology import DropGrow
+from compressors.errors import CompressionError
+from compressors.sparse.allocation import ALLOCATIONS
+from compressors.sparse.balance import BalanceConfig
+from compressors.sparse.density import DensityControl
+from compressors.sparse.drop_grow import DropGrow
+from compressors.sparse.schedule import Schedule
+from compressors.sparse.settings import check_choice, check_count, check_density, check_number
 
 OPTIMIZER_STATES = ("keep", "reset")
 

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch_fidelity_lsh.messages import did_you_mean
-
-from ..errors import CompressionError
+from compressors.errors import CompressionError
+from torch_fidelity_lsh.metric.messages import did_you_mean
 
 
 def check_density(argument: str, density: Any) -> None:

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ..errors import CompressionError
-from .average import finished_average, moving_average
-from .balance import BalanceMeter, Scores, measured_scores
-from .checkpoint import read_checkpoint, write_checkpoint
-from .config import SparseConfig
-from .density import Action, Decision, DensityControl
-from .distributed import from_first_rank
-from .masks import MaskSet
-from .schedule import due
-from .spectral import refresh_spectral_norm
-from .topology import drop, exchange, grow, reset_optimizer_state
+from compressors.common.average import finished_average, moving_average
+from compressors.errors import CompressionError
+from compressors.sparse.balance import BalanceMeter, Scores, measured_scores
+from compressors.sparse.checkpoint import read_checkpoint, write_checkpoint
+from compressors.sparse.config import SparseConfig
+from compressors.sparse.density import Action, Decision, DensityControl
+from compressors.sparse.distributed import from_first_rank
+from compressors.sparse.drop_grow import drop, exchange, grow, reset_optimizer_state
+from compressors.sparse.masks import MaskSet
+from compressors.sparse.schedule import due
+from compressors.sparse.spectral import refresh_spectral_norm
 
 
 @dataclass(frozen=True)

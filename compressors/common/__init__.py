@@ -1,0 +1,1 @@
+"""What all folders share: checks of arguments, runs of a model, files, text."""

@@ -1,0 +1,140 @@
+"""From a generator to features: draw inputs, run it, turn what it gives into images, extract."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from compressors.common.checks import check_inputs
+from compressors.core.model import Inputs
+from compressors.errors import CompressionError, ContractBroken
+from torch_fidelity_lsh.fidelity import upstream
+
+Draw: TypeAlias = Callable[[int, torch.Generator], Inputs]
+"""Draws the forward arguments for a number of samples; all randomness comes from the (CPU) generator it is given."""
+
+OutputRange: TypeAlias = tuple[float, float]
+
+OUTPUT_RANGES: tuple[OutputRange, ...] = ((-1, 1), (0, 1))
+
+# An output layer without a saturating activation may overshoot a little; a wrong declaration does so by far.
+_OVERSHOOT = 0.05
+
+
+def drawn_batches(draw: Draw, count: int, batch_size: int, seed: int, device: torch.device) -> Iterator[Inputs]:
+    """Yield the forward arguments of `count` samples on `device`, the same on every call."""
+    random = torch.Generator().manual_seed(seed)
+    for start in range(0, count, batch_size):
+        drawn = check_inputs("what draw returns", draw(min(batch_size, count - start), random))
+        yield tuple(item.to(device) if isinstance(item, Tensor) else item for item in drawn)
+
+
+@torch.no_grad()
+def generated(
+    model: nn.Module, batches: Iterable[Inputs], output_range: OutputRange | None, seed: int
+) -> Iterator[Tensor]:
+    """Yield the images, uint8 B x 3 x H x W, that `model` makes of each batch of forward arguments.
+
+    Noise drawn inside the model is the same for the same `seed`. Raises `ContractBroken` for NaN.
+    """
+    for index, inputs in enumerate(batches):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + index)
+            output = model(*inputs)
+        yield to_images(output, output_range)
+
+
+def to_images(output: Any, output_range: OutputRange | None) -> Tensor:
+    """Return images as torch-fidelity takes them: uint8 B x 3 x H x W.
+
+    Args:
+        output: uint8, or float with its range declared; B x 1 x H x W or B x 3 x H x W.
+        output_range: the values of black and white in a float `output`, which is clamped to them; None for uint8.
+
+    Raises:
+        CompressionError: `output` is of another type or shape than declared.
+        ContractBroken: `output` holds NaN or infinite values.
+    """
+    if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[1] not in (1, 3):
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise CompressionError(f"the generator must return images B x 1 x H x W or B x 3 x H x W; got {got}")
+    if output_range is None:
+        if output.dtype != torch.uint8:
+            raise CompressionError(
+                f"the generator returns {output.dtype} and torch-fidelity takes uint8: declare output_range=(-1, 1) "
+                "or (0, 1) to have it converted"
+            )
+        return output.expand(-1, 3, -1, -1)
+    if not output.is_floating_point():
+        raise CompressionError(f"output_range={output_range} is for float images; the generator returns {output.dtype}")
+    if not output.isfinite().all():
+        raise ContractBroken("the model returns non-finite values")
+    low, high = output_range
+    scaled = (output.float() - low) / (high - low) * 255
+    return scaled.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
+
+
+def check_range(output: Tensor, output_range: OutputRange | None) -> None:
+    """Raise `CompressionError` where most of a float `output` contradicts its declared range."""
+    if output_range is None:
+        return
+    low, high = output_range
+    margin = _OVERSHOOT * (high - low)
+    outside = ((output < low - margin) | (output > high + margin)).float().mean()
+    if outside > _OVERSHOOT:
+        raise CompressionError(
+            f"output_range={output_range} is declared, but {outside:.0%} of the generator's values are outside: "
+            f"they go from {output.min():.3g} to {output.max():.3g}"
+        )
+
+
+def image_batches(images: Tensor | Dataset[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Yield real images in batches uint8 B x 3 x H x W; raises `CompressionError` for images of another kind."""
+    for batch in DataLoader(images, batch_size=batch_size):  # type: ignore[arg-type]  # A tensor serves as data set.
+        if not isinstance(batch, Tensor) or batch.dtype != torch.uint8:
+            got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
+            raise CompressionError(f"reference must hold images as uint8 tensors C x H x W; got {got}")
+        yield to_images(batch, None)
+
+
+class Extractor:
+    """One layer of a feature extractor of torch-fidelity.
+
+    Args:
+        name: the extractor's registered name, such as "inception-v3-compat".
+        layer: the layer; None for the extractor's layer of FID.
+        device: where it runs.
+
+    Raises:
+        CompressionError: there is no extractor or layer of this name.
+    """
+
+    def __init__(self, name: str, layer: str | None, device: torch.device) -> None:
+        known = upstream.FEATURE_EXTRACTORS_REGISTRY
+        if name not in known:
+            raise CompressionError(f"feature_extractor must be one of {', '.join(known)}; got {name!r}")
+        layers = known[name].get_provided_features_list()
+        chosen = layer or known[name].get_default_feature_layer_for_metric("fid")
+        if chosen not in layers:
+            raise CompressionError(f"feature_layer must be one of {', '.join(layers)} of {name}; got {layer!r}")
+        self.device = device
+        self.network = upstream.create_feature_extractor(name, [chosen], cuda=device.type == "cuda", verbose=False)
+
+    @torch.no_grad()
+    def __call__(self, images: Iterable[Tensor]) -> Tensor:
+        """Return the features of batches of images, float32 N x D on the CPU."""
+        return torch.cat([self.network(batch.to(self.device))[0].float().cpu() for batch in images])
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Return a hash of the types, shapes and values of tensors."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,93 @@
+"""What can be learned from running a model: its outputs, whether they keep a contract, and its MACs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from compressors.errors import CompressionError, ContractBroken
+
+
+def run(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Return the tensors in `model(*inputs)`, in order; noise drawn inside the model is the same on every call."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return list(_tensors(model(*inputs)))
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict):
+        yield from _tensors(list(output.values()))
+    elif isinstance(output, list | tuple):
+        for item in output:
+            yield from _tensors(item)
+
+
+def reference_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Return `run(model, inputs)`; raise `CompressionError` where that fails or yields no finite tensors."""
+    try:
+        outputs = run(model, inputs)
+    except Exception as error:
+        raise CompressionError(f"model does not run on example_inputs: {error}") from error
+    if not outputs:
+        raise CompressionError("model returns no tensor on example_inputs")
+    if not all(output.isfinite().all() for output in outputs):
+        raise CompressionError("model returns non-finite values on example_inputs, before any compression")
+    return outputs
+
+
+def checked_outputs(model: nn.Module, inputs: tuple[Any, ...], reference: Sequence[Tensor]) -> list[Tensor]:
+    """Return `run(model, inputs)`; raise `ContractBroken` unless shapes and dtypes equal `reference`, all finite."""
+    hint = "a channel count written into forward, as in view(-1, 64, 4, 4), can be kept by keep=('layer name',)"
+    try:
+        outputs = run(model, inputs)
+    except Exception as error:
+        raise ContractBroken(f"the compressed model does not run on example_inputs: {error}; {hint}") from error
+    got, expected = ([(tuple(o.shape), o.dtype) for o in side] for side in (outputs, reference))
+    if got != expected:
+        raise ContractBroken(f"the outputs changed from {expected} to {got}; {hint}")
+    if not all(output.isfinite().all() for output in outputs):
+        raise ContractBroken("the compressed model returns non-finite values on example_inputs")
+    return outputs
+
+
+def sqnr_db(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float | None:
+    """Return the signal to (compression) noise ratio of the outputs in dB; None where they are identical."""
+    signal = sum(float(r.double().square().sum()) for r in reference)
+    noise = sum(float((r.double() - o.double()).square().sum()) for r, o in zip(reference, outputs, strict=True))
+    return 10 * math.log10(signal / noise) if noise and signal else None
+
+
+def count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
+    """Return the multiply-accumulates of one forward pass per module name, with "" for the whole model.
+
+    Counts convolutions (transposed ones at their input resolution), matrix products and attention, functional calls
+    included, for the batch in `inputs`; source: `torch.utils.flop_counter`.
+    """
+    # The counter hooks into autograd wherever a parameter wants a gradient, and fails there under no_grad.
+    with _frozen(model), FlopCounterMode(display=False) as counter:
+        run(model, inputs)
+    root = type(model).__name__
+    totals = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
+    per_module = {name[len(root) + 1 :]: macs for name, macs in totals.items() if name.startswith(f"{root}.")}
+    return {**per_module, "": totals.get("Global", 0)}
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)

@@ -1,0 +1,1 @@
+"""What one compressed model is: the model, its recipe, its report, its file."""

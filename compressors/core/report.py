@@ -1,0 +1,160 @@
+"""The report of a compression: sizes before and after, per layer and in total, as JSON and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from torch import Tensor, nn
+
+from compressors.common.measure import count_macs
+from compressors.core.packing import pack
+from compressors.core.recipe import LayerQuantization, Recipe
+
+_PACKAGES = ("torch-fidelity-lsh", "torch-fidelity", "torch", "brevitas", "torch-pruning")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters; multiply-accumulates of one forward pass of the example inputs; bytes in the packed file."""
+
+    parameters: int = 0
+    macs: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Size) -> Size:
+        return Size(self.parameters + other.parameters, self.macs + other.macs, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer before and after; `bits` and `act_bits` are None in float; `note` says what was done or why not."""
+
+    name: str
+    type: str
+    before: Size
+    after: Size
+    bits: int | None = None
+    act_bits: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compression did to the size of a model, and to its outputs.
+
+    `name` labels the compressors; `before` and `after` are totals over `layers`, the MACs (those of functional calls
+    included) for forward arguments of `input_shapes`. Bytes are those of the tensors in the file that
+    `CompressedModel.save` writes, without its header. `coverage` is the share of the parameters, 0 to 1, that the last
+    compressor could treat. `sqnr_db` is the ratio of the original outputs to the error in them on the example inputs
+    (None: no error); it ranks settings on one model and says nothing about the quality of images.
+    """
+
+    name: str
+    before: Size
+    after: Size
+    layers: tuple[LayerRow, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    coverage: float = 1.0
+    sqnr_db: float | None = None
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: tuple[Any, ...]) -> Report:
+        """Measure an uncompressed model."""
+        rows, total = _measure(model, inputs, Recipe())
+        types = {name: type(module).__name__ for name, module in model.named_modules()}
+        layers = tuple(LayerRow(name, types[name], size, size) for name, size in rows.items())
+        return cls("", total, total, layers, shapes_of(inputs))
+
+    def updated(
+        self, model: nn.Module, inputs: tuple[Any, ...], recipe: Recipe, notes: Mapping[str, str], **changes: Any
+    ) -> Report:
+        """Return the report with `model` as what came after; `notes` holds remarks by layer name."""
+        sizes, total = _measure(model, inputs, recipe)
+        layers = tuple(
+            _with_quantization(
+                replace(row, after=sizes[row.name], note="; ".join(filter(None, (row.note, notes.get(row.name))))),
+                recipe.quantized.get(row.name),
+            )
+            for row in self.layers
+        )
+        return replace(self, after=total, layers=layers, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Report:
+        """Read what `to_json` gave."""
+        layers = tuple(
+            LayerRow(**{**row, "before": Size(**row["before"]), "after": Size(**row["after"])})
+            for row in data["layers"]
+        )
+        sizes = {key: Size(**data[key]) for key in ("before", "after")}
+        shapes = tuple(tuple(shape) for shape in data["input_shapes"])
+        return cls(**{**data, **sizes, "layers": layers, "input_shapes": shapes})
+
+    def __str__(self) -> str:
+        """Return a table: one line per layer, and the total."""
+        header = ("layer", "type", "parameters", "MACs", "bytes", "bits", "note")
+        total = LayerRow("total", "", self.before, self.after)
+        lines = aligned([header, *(_cells(row) for row in (*self.layers, total))])
+        error = "outputs identical" if self.sqnr_db is None else f"output SQNR {self.sqnr_db:.1f} dB"
+        return "\n".join([f"{self.name}: {error}, coverage {self.coverage:.0%}", *lines])
+
+
+def shapes_of(inputs: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of forward arguments; () for those that are no tensors."""
+    return tuple(tuple(item.shape) if isinstance(item, Tensor) else () for item in inputs)
+
+
+def _with_quantization(row: LayerRow, layer: LayerQuantization | None) -> LayerRow:
+    return replace(row, bits=layer.bits, act_bits=layer.act_bits) if layer else row
+
+
+def _measure(model: nn.Module, inputs: tuple[Any, ...], recipe: Recipe) -> tuple[dict[str, Size], Size]:
+    """Return the size of every module with tensors of its own (quantizers belong to their layer), and the total."""
+    macs, tensors = count_macs(model, inputs), pack(model, recipe)
+    modules = dict(model.named_modules())
+    rows: dict[str, Size] = {}
+    for key, tensor in tensors.items():
+        owner = key.rpartition(".")[0]
+        layer = next((name for name in recipe.quantized if owner.startswith(f"{name}.")), owner)
+        if layer not in rows:
+            parameters = sum(p.numel() for p in modules[layer].parameters(recurse=False))
+            rows[layer] = Size(parameters, 0 if not layer else macs.get(layer, 0))
+        rows[layer] += Size(bytes=tensor.nbytes)
+    total = sum(rows.values(), Size())
+    return rows, replace(total, macs=macs[""])
+
+
+def _cells(row: LayerRow) -> tuple[str, ...]:
+    pairs = zip(
+        (row.before.parameters, row.before.macs, row.before.bytes),
+        (row.after.parameters, row.after.macs, row.after.bytes),
+        strict=True,
+    )
+    counts = (f"{b:,}" if a == b else f"{b:,} -> {a:,}" for b, a in pairs)
+    bits = "" if row.bits is None else f"W{row.bits}" + (f"A{row.act_bits}" if row.act_bits else "")
+    return (row.name, row.type, *counts, bits, row.note)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines in which the columns of `rows` are aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the installed packages that the numbers depend on."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,139 @@
+"""Post-training quantization by brevitas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from compressors.common.checks import check_bits, check_patterns, check_share, matching, merged_calibration
+from compressors.core.clip import ClipLike, check_clip
+from compressors.core.coverage import check_coverage
+from compressors.core.model import CompressedModel, Inputs, Work, begin, finish
+from compressors.core.recipe import LayerQuantization
+from compressors.errors import CompressionError, NothingCompressed, UnsupportedModule
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Quantize the weights of linear, (transposed) convolution and embedding layers, and optionally their inputs.
+
+    The result computes in float with values on the integer grid ("fake quantization"): it shows the quality at a bit
+    width and is stored at that size, but is not faster. `export_onnx` writes a model with integer weights.
+
+    Args:
+        bits: 2 to 8 for all weights, or glob patterns of layer names to bits, such as ``{"rgb": 8, "*": 4}``; the
+            first pattern that matches a layer counts, and each layer must match one or be in `skip`.
+        act_bits: 2 to 8 for the inputs of all quantized layers but embeddings, per tensor, ranges from the extremes
+            on the calibration data; None (default) leaves them in float.
+        per_channel: one scale per output channel (default) or per tensor; embeddings and grouped transposed
+            convolutions always have one per tensor.
+        symmetric: weight codes symmetric around zero, without the lowest one (default), or all codes with a zero
+            point, which pays at 2 and 3 bits.
+        act_symmetric: the same for inputs; the default False suits what comes out of a ReLU.
+        clip: range of the weights, see `Clip`; None (default) is "mse" up to 4 bits and "max" above.
+        bias_correction: add each layer's mean output error on the calibration data to its bias.
+        skip: glob patterns of layers that stay in float.
+        min_coverage: the share of parameters, 0 to 1, that must be in layers this quantizer knows, default 0.9; the
+            rest stays in float.
+
+    Source: brevitas, https://github.com/Xilinx/brevitas, layerwise quantization.
+    """
+
+    bits: int | Mapping[str, int] = 8
+    act_bits: int | None = None
+    per_channel: bool = True
+    symmetric: bool = True
+    act_symmetric: bool = False
+    clip: ClipLike | None = None
+    bias_correction: bool = False
+    skip: Sequence[str] = ()
+    min_coverage: float = 0.9
+
+    def __post_init__(self) -> None:
+        for bits in self.bits.values() if isinstance(self.bits, Mapping) else (self.bits,):
+            check_bits("bits", bits)
+        if self.act_bits is not None:
+            check_bits("act_bits", self.act_bits)
+        check_clip(self.clip, self.symmetric)
+        check_patterns("skip", self.skip)
+        check_share("min_coverage", self.min_coverage)
+
+    @property
+    def name(self) -> str:
+        """A short label, such as "quantize W4A8"."""
+        widths = self.bits.values() if isinstance(self.bits, Mapping) else (self.bits,)
+        inputs = "" if self.act_bits is None else f"A{self.act_bits}"
+        return f"quantize W{'/'.join(map(str, dict.fromkeys(widths)))}{inputs}"
+
+    def compress(
+        self,
+        model: nn.Module | CompressedModel,
+        example_inputs: Inputs,
+        calibration: Iterable[Inputs] | None = None,
+    ) -> CompressedModel:
+        """Return a quantized copy of `model`; see `Compressor.compress`."""
+        from compressors.core._brevitas import calibrate, correct_biases, integer_weight, replace_layers, set_weight
+
+        calibrated = self.act_bits is not None or self.bias_correction
+        if calibrated and calibration is None:
+            raise CompressionError(
+                "act_bits and bias_correction need calibration: batches of inputs, such as [(z1,), (z2,)]; got None"
+            )
+        work = begin(model, example_inputs)
+        batch = merged_calibration(calibration, len(work.inputs)) if calibrated and calibration is not None else ()
+        names, coverage = quantizable_layers(work, self.min_coverage)
+        skipped = matching("skip", self.skip, names)
+        layers = {
+            name: self._layer(work.model.get_submodule(name), bits)
+            for name, bits in self._bits_by_layer(names).items()
+            if name not in skipped
+        }
+        if not layers:
+            raise NothingCompressed(f"skip={self.skip!r} leaves no layer to quantize")
+        try:
+            replace_layers(work.model, layers, self.clip)
+            if self.act_bits is not None:
+                calibrate(work.model, batch)
+            if self.bias_correction:
+                correct_biases(work.model, batch)
+        except CompressionError:
+            raise
+        except Exception as error:
+            raise CompressionError(f"brevitas failed: {type(error).__name__}: {error}") from error
+        # A forward that reads a weight itself, to demodulate say, is to see what is stored.
+        for name in layers:
+            layer = work.model.get_submodule(name)
+            set_weight(layer, integer_weight(layer)[0])
+        notes = dict.fromkeys(skipped, "float: skipped")
+        return finish(work, self, replace(work.recipe, quantized=layers), notes, coverage)
+
+    def _layer(self, module: nn.Module, bits: int) -> LayerQuantization:
+        act_bits = None if isinstance(module, nn.Embedding) else self.act_bits
+        shape = tuple(module.get_parameter("weight").shape)
+        return LayerQuantization(shape, bits, act_bits, self.per_channel, self.symmetric, self.act_symmetric)
+
+    def _bits_by_layer(self, names: Sequence[str]) -> dict[str, int]:
+        if isinstance(self.bits, int):
+            return dict.fromkeys(names, self.bits)
+        bits: dict[str, int] = {}
+        for pattern, width in self.bits.items():
+            bits = dict.fromkeys(matching("bits", [pattern], names), width) | bits
+        open_ended = [name for name in names if name not in bits and name not in matching("skip", self.skip, names)]
+        if open_ended:
+            raise CompressionError(f'bits: no pattern matches {", ".join(open_ended)}; add "*", or list them in skip')
+        return bits
+
+
+def quantizable_layers(work: Work, min_coverage: float) -> tuple[list[str], float]:
+    """Return the names of the layers brevitas can quantize, and the share of parameters that is covered.
+
+    Raises `UnsupportedModule` where the share is below `min_coverage`, or the model itself is a single layer.
+    """
+    from compressors.core._brevitas import QUANTIZED_LAYERS
+
+    if type(work.model) in QUANTIZED_LAYERS:
+        raise UnsupportedModule("model is a single layer, which cannot be replaced in place: wrap it in nn.Sequential")
+    coverage = check_coverage(work.model, tuple(QUANTIZED_LAYERS), min_coverage)
+    return [name for name, module in work.model.named_modules() if type(module) in QUANTIZED_LAYERS], coverage

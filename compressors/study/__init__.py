@@ -1,0 +1,14 @@
+"""What does compression cost? One table: sizes, quality and diversity of a generator under a list of compressors.
+
+>>> from compressors import Quantizer
+>>> from compressors.study import StudySettings, run_study
+>>> def draw(n, random):
+...     return (torch.randn(n, 64, generator=random),)
+>>> settings = StudySettings(output_range=(-1, 1), references=("real", "teacher"))
+>>> table = run_study(generator, draw, [Quantizer(8), Quantizer(4)], images, "study", settings)  # doctest: +SKIP
+"""
+
+from compressors.study.runner import StudySettings, run_study
+from compressors.study.table import Row, Table
+
+__all__ = ["Row", "StudySettings", "Table", "run_study"]

@@ -1,0 +1,234 @@
+"""``calculate_metrics``: torch-fidelity's call with the registered metrics added, features extracted once.
+
+Under ``torchrun`` the ranks share the extraction; the first one has the features of all and calculates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from urllib.error import URLError
+
+from torch_fidelity_lsh.fidelity import inputs, upstream
+from torch_fidelity_lsh.fidelity.distributed import alone, gather_rows, on_first, share_first, together
+from torch_fidelity_lsh.fidelity.extraction import extract_features
+from torch_fidelity_lsh.fidelity.plan import Features, Job, Plan, make_plan, sides_of
+from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY
+from torch_fidelity_lsh.metric.reduction import ReducedFeatures
+
+
+def calculate_metrics(*, distributed: bool = True, **kwargs: Any) -> dict[str, float]:
+    """Calculate torch-fidelity's metrics and the registered ones in one call.
+
+    Accepts every keyword of ``torch_fidelity.calculate_metrics``, where they are documented, and those listed here.
+    Metrics that use the same feature extractor share one pass over each input. Upstream's own metrics come out as
+    upstream computes them; the feature cache has upstream's file names.
+
+    Args:
+        input1: The generated samples: whatever torch-fidelity takes, or ready features: a float tensor or array
+            N x D, or the path of a ``.npy``, ``.npz`` or ``.safetensors`` file. A file of several arrays may hold one
+            per layer, by the layer's name, or the one to use as ``"features"``. ``lsh`` and ``lsh_knn`` also take what
+            :func:`create_reference` returns, or the file it was saved to.
+        input2: The real samples, likewise. Where one input holds ready features and the other images, both must have
+            the same D. Where both hold ready features no extractor is created and no weights are needed.
+        lsh: Calculate precision and recall by hashing alone. Default: `False`.
+        lsh_knn: Calculate precision and recall by nearest neighbours found by hashing. Default: `False`.
+        feature_layer_lsh: Name of the feature layer for both. Default: `None`, the layer of ``prc`` in the chosen
+            extractor; the extractor is ``vgg16`` unless ``feature_extractor`` names one.
+        lsh_*: Options of both metrics, the fields of :class:`LSHConfig`.
+        cuda: As upstream, default `True`; an error without a GPU, except where it is left at its default and no
+            features need to be extracted.
+        distributed: Where ``torch.distributed`` is initialised, share the extraction of features among the ranks, all
+            of which must make this call and then get the same result. `False`: this process works alone, whether or
+            not others call. Default: `True`.
+        **kwargs: Flag, layer and options of any metric added with :func:`register_metric`, and torch-fidelity's other
+            keywords.
+
+    Returns:
+        Result key to value, for all requested metrics.
+
+    Raises:
+        ValueError: A keyword is unknown, an input is missing, unusable or at odds with the other one, or no metric is
+            requested. The message names the keyword, what was given, and what is accepted.
+    """
+    if not distributed:
+        with alone():
+            return calculate_metrics(**kwargs)
+    plan = together(lambda: make_plan(kwargs))
+    results: dict[str, float] = {}
+    # The last go first: registered metrics check their features and should refuse bad ones before the slow rest.
+    for extractor in reversed(dict.fromkeys(job.extractor for job in plan.jobs)):
+        group = [job for job in plan.jobs if job.extractor == extractor]
+        results = {**_run_group(group, plan.ready, plan.call), **results}
+    return {**on_first(lambda: _delegate(plan)), **results}
+
+
+def create_reference(**kwargs: Any) -> ReducedFeatures:
+    """Reduce one set of samples to what ``lsh`` and ``lsh_knn`` need of it, to be compared with many others.
+
+    Passed as ``input2`` (or ``input1``) it gives the numbers that the samples themselves give, to the last digit.
+
+    Args:
+        input: The samples, as ``input2`` of :func:`calculate_metrics`.
+        feature_extractor: As there. Default: `None`, ``vgg16`` for images, unknown for ready features.
+        feature_layer_lsh: As there. Default: `None`, the extractor's layer for ``prc``.
+        rng_seed: Must be that of the comparisons. Default: 2020.
+        lsh_num_components: Must be that of the comparisons. Default: 128.
+        **kwargs: Upstream's keywords of input and extraction; those of ``input2`` for the input.
+
+    Raises:
+        ValueError: As :func:`calculate_metrics`.
+    """
+    source = kwargs.pop("input", None)
+    if source is None:
+        raise ValueError("input is missing: it takes the samples to be reduced")
+    plan = together(lambda: make_plan({**kwargs, "input1": source, "input2": source, "lsh": True}))
+    jobs, ready = plan.jobs, plan.ready.get(2)
+    feat_extractor = None if ready else _create_extractor(jobs, plan.call)
+    (reduced,) = _features(2, jobs, ready, feat_extractor, plan.call).values()
+    result: ReducedFeatures = share_first(reduced)
+    return result
+
+
+def _run_group(jobs: list[Job], ready: dict[int, dict[str, Features]], call: dict[str, Any]) -> dict[str, float]:
+    """Run the metrics that share an extractor, extracting their layers once from each input."""
+    call = {**call, "feature_extractor": jobs[0].extractor}
+    sides = sides_of(job.metric for job in jobs)
+    feat_extractor = _create_extractor(jobs, call) if any(side not in ready for side in sides) else None
+    features = {side: _features(side, jobs, ready.get(side), feat_extractor, call) for side in sides}
+
+    def run() -> dict[str, float]:
+        results: dict[str, float] = {}
+        for job in reversed(jobs):
+            results = {**_run_job(job, features, feat_extractor, call), **results}
+        return results
+
+    return on_first(run)
+
+
+def _create_extractor(jobs: list[Job], call: dict[str, Any]) -> Any:
+    layers = sorted({job.layer for job in jobs})
+
+    def create() -> Any:
+        with _failures_explained(call):
+            return upstream.create_feature_extractor(jobs[0].extractor, layers, **_upstream_settings(call))
+
+    return together(create)
+
+
+def _upstream_settings(call: dict[str, Any]) -> dict[str, Any]:
+    return {name: call[name] for name in upstream.DEFAULTS}
+
+
+# What each job looks at of a side, on the first rank; `None` on others.
+_Looks = dict[Job, Any]
+
+
+def _features(
+    side: int, jobs: list[Job], ready: dict[str, Features] | None, feat_extractor: Any, call: dict[str, Any]
+) -> _Looks:
+    """Return what the jobs look at of a side: features of their layer, or these reduced, gathered from all ranks."""
+    own: dict[str, Features] | None = ready
+    if ready is None:
+        with _failures_explained(call):
+            own = extract_features(side, feat_extractor, **_upstream_settings(call))  # type: ignore[assignment]
+    looks: dict[tuple[str, Any], Any] = {}
+    for job in jobs:
+        key = job.layer, job.fn_reduce
+        if key not in looks and side in sides_of([job.metric]):
+            features = own[job.layer] if own else None
+            reduced = together(lambda: _reduced(job, features, side, call))  # noqa: B023
+            looks[key] = reduced if ready else _gathered(reduced)
+    return {job: looks.get((job.layer, job.fn_reduce)) for job in jobs}
+
+
+def _reduced(job: Job, features: Features | None, side: int, call: dict[str, Any]) -> Features | None:
+    """Reduce the features of one rank for a job that wants that."""
+    argument = f"input{side}"
+    if isinstance(features, ReducedFeatures):
+        if job.fn_reduce is None:
+            raise ValueError(f"{job.metric} needs features, and {argument} is a reference, which keeps less of them")
+        return features
+    if job.fn_reduce is None or features is None:
+        return features
+    try:
+        reduced = job.fn_reduce(features, **call)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None
+    return replace(reduced, feature_extractor=job.extractor, feature_layer=job.layer if job.extractor else None)
+
+
+def _gathered(features: Features | None) -> Features | None:
+    """Put the parts of all ranks together on the first one, which always has a part."""
+    if not isinstance(features, ReducedFeatures):
+        return gather_rows(features)
+    values = gather_rows(features.values)
+    return None if values is None else replace(features, values=values)
+
+
+def _run_job(job: Job, features: dict[int, _Looks], feat_extractor: Any, call: dict[str, Any]) -> dict[str, float]:
+    """Run one metric."""
+    looks = [features[side][job] for side in sides_of([job.metric])]
+    _refuse_different_dimensions(job, looks, call)
+    dicts = [{job.layer: look} for look in looks]
+    if job.metric in METRICS_REGISTRY:
+        return _run_registered(job, dicts, call)
+    second = dicts[1] if len(dicts) > 1 else None
+    settings = _upstream_settings(call)
+    return upstream.featuresdict_to_metric(job.metric, dicts[0], second, job.layer, feat_extractor, **settings)
+
+
+def _refuse_different_dimensions(job: Job, looks: list[Any], call: dict[str, Any]) -> None:
+    dimensions = [look.dimension if isinstance(look, ReducedFeatures) else look.shape[-1] for look in looks]
+    if len(set(dimensions)) > 1:
+        extracted = f'layer "{job.layer}" of {job.extractor}'
+        first, second = (
+            f"input{side} has {dimension} features a sample "
+            f"({'ready' if inputs.is_ready(call[f'input{side}']) else extracted})"
+            for side, dimension in enumerate(dimensions, start=1)
+        )
+        raise ValueError(f"{job.metric} needs features of one kind, but {first} and {second}")
+
+
+def _run_registered(job: Job, dicts: list[dict[str, Any]], call: dict[str, Any]) -> dict[str, float]:
+    entry = METRICS_REGISTRY[job.metric]
+    values = entry.fn_featuresdict_to_metric(*dicts, job.layer, **call)
+    undeclared = values.keys() - set(entry.keys)
+    if undeclared:  # The declared keys are known not to collide with those of other metrics.
+        raise ValueError(f"{job.metric} returned result keys it did not declare: {', '.join(sorted(undeclared))}")
+    return values
+
+
+def _delegate(plan: Plan) -> dict[str, float]:
+    """Let upstream calculate the rest in its own call."""
+    done = {job.metric for job in plan.jobs}
+    if done.issuperset(plan.requested):
+        return {}
+    # Upstream takes no ready features, and what is left to it does not look at them.
+    passed_over = done | {argument for argument in ("input1", "input2") if inputs.is_ready(plan.call[argument])}
+    settings = {name: plan.call[name] for name in plan.given if name in upstream.DEFAULTS}
+    with _failures_explained(plan.call):
+        return upstream.calculate_metrics(  # type: ignore[no-any-return]
+            **{name: value for name, value in settings.items() if name not in passed_over}
+        )
+
+
+@contextmanager
+def _failures_explained(call: dict[str, Any]) -> Iterator[None]:
+    """Turn failures of upstream's extraction whose cause is the user's data or network into one clear error."""
+    try:
+        yield
+    except URLError as error:
+        raise ValueError(
+            f"A download failed ({error.reason}): weights of feature extractors and registered data sets are fetched "
+            'when first used. feature_extractor="efficientnet-lite0" needs no download, nor does an extractor whose '
+            "weights file is given as feature_extractor_weights_path"
+        ) from None
+    except Exception:
+        for argument in ("input1", "input2"):
+            problem = inputs.find_image_problem(call[argument], argument, call)
+            if problem:
+                raise ValueError(problem) from None
+        raise

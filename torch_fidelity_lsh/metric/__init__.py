@@ -1,0 +1,1 @@
+"""The two metrics as mathematics on features; knows nothing of torch-fidelity."""
