@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch_fidelity_lsh.metric
+
 Row = dict[str, Any]
 
 
@@ -42,3 +44,15 @@ def write_atomically(path: Path, text: str) -> None:
 def digest(*paths: Path) -> str:
     """Return a digest of the contents of files."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+
+
+def digest_of_folder(folder: Path) -> str:
+    """Return a digest of the Python files in a folder and below it, of their places and contents."""
+    files = sorted(folder.rglob("*.py"))
+    names = "\n".join(file.relative_to(folder).as_posix() for file in files)
+    return hashlib.sha256((names + digest(*files)).encode()).hexdigest()[:12]
+
+
+def digest_of_metrics() -> str:
+    """Return a digest of the code of this project's metrics; measurements by other code are made again."""
+    return digest_of_folder(Path(torch_fidelity_lsh.metric.__file__).parent)

@@ -257,3 +257,16 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch, capsys, calls):
     assert "faiss IndexFlatL2 is left out: faiss is not installed" in captured.err
     assert "faiss" not in captured.out.replace("faiss HNSW is approximate", "")
     assert "faiss_exact" not in {row["contestant"] for row in results["results"]}
+
+
+def test_measurements_of_changed_code_are_not_taken_for_those_of_the_present_one(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "top.py").write_text("a = 1")
+    (tmp_path / "deep" / "below.py").write_text("b = 1")
+    before = storage.digest_of_folder(tmp_path)
+    assert storage.digest_of_folder(tmp_path) == before
+    (tmp_path / "deep" / "below.py").write_text("b = 2")
+    changed = storage.digest_of_folder(tmp_path)
+    (tmp_path / "deep" / "below.py").rename(tmp_path / "deep" / "elsewhere.py")
+    assert len({before, changed, storage.digest_of_folder(tmp_path)}) == 3
+    assert storage.digest_of_metrics() in contestants.OURS_SOURCE

@@ -13,10 +13,9 @@ from typing import NamedTuple
 import rivals
 import torch
 from rivals import Values
-from storage import digest
+from storage import digest, digest_of_metrics
 from torch import Tensor
 
-import torch_fidelity_lsh
 from torch_fidelity_lsh import LSHConfig, PrecisionRecall, lsh_knn_precision_recall, lsh_precision_recall
 
 CPU, ANY = ("cpu",), ("cpu", "cuda")
@@ -94,7 +93,7 @@ def _read_and_multiply(generated: Tensor, real: Tensor) -> None:
         side @ matrix
 
 
-OURS_SOURCE = digest(*sorted(Path(torch_fidelity_lsh.__file__).parent.glob("*.py"))) + f"-torch{version('torch')}"
+OURS_SOURCE = f"{digest_of_metrics()}-torch{version('torch')}"
 RIVALS_SOURCE = digest(Path(rivals.__file__))
 
 

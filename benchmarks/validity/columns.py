@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import peers
 import torch
-from storage import digest
+from storage import digest, digest_of_metrics
 from torch import Tensor
 
-import torch_fidelity_lsh
 from torch_fidelity_lsh import LSHConfig, PrecisionRecall, lsh_knn_precision_recall, lsh_precision_recall
 
 Interval = tuple[float, float]
@@ -55,8 +54,7 @@ def _ours(name: str, title: tuple[str, str], function: Callable[..., PrecisionRe
         return Measurement(result.precision, result.recall, result.interval("precision"), result.interval("recall"))
 
     # Read now: this is the code that is imported, whatever is edited while it measures.
-    source = digest(*sorted(Path(torch_fidelity_lsh.__file__).parent.glob("*.py")))
-    return Metric(name, title, measure, source, ours=True)
+    return Metric(name, title, measure, digest_of_metrics(), ours=True)
 
 
 def _peer(name: str, title: tuple[str, str], function: Callable[[Tensor, Tensor], tuple[float, float]]) -> Metric:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from torch_fidelity_lsh.fidelity.calculate import calculate_metrics
 from torch_fidelity_lsh.fidelity.registry import MetricOption, refuse_unknown_keywords, register_metric
 from torch_fidelity_lsh.metric.config import LSHConfig, option_fields
 from torch_fidelity_lsh.metric.functional import (
@@ -25,30 +24,10 @@ from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 KEY_METRIC_LSH_PRECISION = "lsh_precision"
 KEY_METRIC_LSH_RECALL = "lsh_recall"
 KEY_METRIC_LSH_F_SCORE = "lsh_f_score"
-KEY_METRIC_LSH_PRECISION_RAW = "lsh_precision_raw"
-KEY_METRIC_LSH_RECALL_RAW = "lsh_recall_raw"
-KEY_METRIC_LSH_PRECISION_STDERR = "lsh_precision_stderr"
-KEY_METRIC_LSH_RECALL_STDERR = "lsh_recall_stderr"
-KEY_METRIC_LSH_PRECISION_CI_LOW = "lsh_precision_ci_low"
-KEY_METRIC_LSH_PRECISION_CI_HIGH = "lsh_precision_ci_high"
-KEY_METRIC_LSH_RECALL_CI_LOW = "lsh_recall_ci_low"
-KEY_METRIC_LSH_RECALL_CI_HIGH = "lsh_recall_ci_high"
-KEY_METRIC_LSH_F_SCORE_CI_LOW = "lsh_f_score_ci_low"
-KEY_METRIC_LSH_F_SCORE_CI_HIGH = "lsh_f_score_ci_high"
 
 KEY_METRIC_LSH_KNN_PRECISION = "lsh_knn_precision"
 KEY_METRIC_LSH_KNN_RECALL = "lsh_knn_recall"
 KEY_METRIC_LSH_KNN_F_SCORE = "lsh_knn_f_score"
-KEY_METRIC_LSH_KNN_PRECISION_RAW = "lsh_knn_precision_raw"
-KEY_METRIC_LSH_KNN_RECALL_RAW = "lsh_knn_recall_raw"
-KEY_METRIC_LSH_KNN_PRECISION_STDERR = "lsh_knn_precision_stderr"
-KEY_METRIC_LSH_KNN_RECALL_STDERR = "lsh_knn_recall_stderr"
-KEY_METRIC_LSH_KNN_PRECISION_CI_LOW = "lsh_knn_precision_ci_low"
-KEY_METRIC_LSH_KNN_PRECISION_CI_HIGH = "lsh_knn_precision_ci_high"
-KEY_METRIC_LSH_KNN_RECALL_CI_LOW = "lsh_knn_recall_ci_low"
-KEY_METRIC_LSH_KNN_RECALL_CI_HIGH = "lsh_knn_recall_ci_high"
-KEY_METRIC_LSH_KNN_F_SCORE_CI_LOW = "lsh_knn_f_score_ci_low"
-KEY_METRIC_LSH_KNN_F_SCORE_CI_HIGH = "lsh_knn_f_score_ci_high"
 
 FeaturesDict = Mapping[str, Features]
 
@@ -64,7 +43,7 @@ def lsh_features_to_metric(features_1: Features, features_2: Features, **kwargs:
             Other keywords of fidelity calls are passed over.
 
     Returns:
-        Plain floats under the ``KEY_METRIC_LSH_*`` keys.
+        Plain floats under the keys ``lsh_<number>``, ``KEY_METRIC_LSH_*`` among them.
 
     Raises:
         ValueError: As :func:`~torch_fidelity_lsh.lsh_precision_recall`, or a keyword is unknown.
@@ -76,7 +55,7 @@ def lsh_knn_features_to_metric(features_1: Features, features_2: Features, **kwa
     """Calculate ``lsh_knn`` from features; arguments as :func:`lsh_features_to_metric`.
 
     Returns:
-        Plain floats under the ``KEY_METRIC_LSH_KNN_*`` keys.
+        Plain floats under the keys ``lsh_knn_<number>``, ``KEY_METRIC_LSH_KNN_*`` among them.
 
     Raises:
         ValueError: As :func:`~torch_fidelity_lsh.lsh_knn_precision_recall`.
@@ -98,16 +77,6 @@ def lsh_knn_featuresdict_to_metric(
     """Calculate ``lsh_knn`` from one layer of features by layer; see :func:`lsh_features_to_metric`."""
     features = featuresdict_1[feat_layer_name], featuresdict_2[feat_layer_name]
     return lsh_knn_features_to_metric(*features, **{**kwargs, "feature_layer_lsh": feat_layer_name})
-
-
-def calculate_lsh(**kwargs: Any) -> dict[str, float]:
-    """Calculate ``lsh`` for two inputs; keywords as :func:`~torch_fidelity_lsh.calculate_metrics`."""
-    return calculate_metrics(**{**kwargs, "lsh": True})
-
-
-def calculate_lsh_knn(**kwargs: Any) -> dict[str, float]:
-    """Calculate ``lsh_knn`` for two inputs; keywords as :func:`~torch_fidelity_lsh.calculate_metrics`."""
-    return calculate_metrics(**{**kwargs, "lsh_knn": True})
 
 
 def _features_to_metric(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -60,11 +59,6 @@ class ReducedFeatures:
         signs = torch.from_numpy(2 * drawn - 1).to(features.device, torch.float32)
         values = torch.cat([_project(block.to(kept), signs) for block in torch.split(features, batch_size)])
         return cls(values, dimension, num_components, seed)
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[ReducedFeatures]) -> ReducedFeatures:
-        """Put parts of a set together that were reduced in one way."""
-        return replace(parts[0], values=torch.cat([part.values for part in parts]))
 
     @property
     def source(self) -> str:
