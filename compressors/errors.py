@@ -1,9 +1,6 @@
-"""Errors of the compressors, and the message for a missing optional dependency."""
+"""Errors of the compressors."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class CompressionError(ValueError):
@@ -20,12 +17,3 @@ class NothingCompressed(CompressionError):
 
 class ContractBroken(CompressionError):
     """The compressed model no longer runs, or its outputs changed shape or dtype or are not finite."""
-
-
-@contextmanager
-def extra(name: str) -> Iterator[None]:
-    """Turn a failed import into an `ImportError` that says which optional extra to install."""
-    try:
-        yield
-    except ImportError as error:
-        raise ImportError(f"{error}; install it with: pip install 'torch-fidelity-lsh[{name}]'") from error

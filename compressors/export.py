@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from compressors.common.checks import check_inputs
+from compressors.common.extras import extra
+from compressors.common.files import whole_file
 from compressors.common.measure import run
 from compressors.core.model import CompressedModel
-from compressors.core.packing import whole_file
-from compressors.errors import CompressionError, extra
+from compressors.errors import CompressionError
 
 _OPSET = 13
 
@@ -49,7 +50,7 @@ def export_onnx(compressed: CompressedModel, path: str | Path, example_inputs: t
         "opset_version": _OPSET,
         "dynamo": False,  # the newer exporter writes float weights with a QuantizeLinear node
     }
-    with whole_file(Path(path)) as temporary, warnings.catch_warnings():
+    with whole_file(path, ".onnx") as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the older exporter about its age, and of tracing
         if compressed.recipe.quantized:
             from compressors.core._brevitas import export_qcdq

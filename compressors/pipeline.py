@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from compressors.common.measure import run, sqnr_db
-from compressors.core.model import CompressedModel, Compressor, Inputs, begin
+from compressors.common.measure import Inputs, run, sqnr_db
+from compressors.core.model import CompressedModel, Compressor, begin
 from compressors.errors import CompressionError
 from compressors.quantize.quantizer import Quantizer
 

@@ -28,9 +28,10 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from compressors import CompressionError
-from compressors.common.generation import Extractor, drawn_batches, generated, image_batches
-from compressors.core.report import versions
+from compressors.common.generation import drawn_batches, generated, image_batches
+from compressors.common.text import versions
 from compressors.sparse import MaskSet, hand_over, load_sparse, prune_by_magnitude, save_sparse, sparse_size
+from compressors.study.features import Extractor
 from torch_fidelity_lsh import calculate_metrics
 
 EXTRACTOR = "efficientnet-lite0"

@@ -53,7 +53,7 @@ Z = (torch.randn(2, LATENT, generator=torch.Generator().manual_seed(0)),)
         (lambda: ChannelPruner("half"), "ratio must be .* got 'half'"),
         (lambda: ChannelPruner(float("nan")), "ratio must be .* got nan"),
         (lambda: ChannelPruner(0.5, importance="l2"), "importance must be a function .* got 'l2'"),
-        (lambda: ChannelPruner(0.5, scope="all"), "scope must be 'local' or 'global'; got 'all'"),
+        (lambda: ChannelPruner(0.5, scope="all"), "scope must be one of local, global; got 'all'"),
         (lambda: ChannelPruner(0.5, round_to=0), "round_to must be a positive integer or None; got 0"),
         (lambda: ChannelPruner(0.5, keep="rgb"), "keep must be a tuple .* got 'rgb'"),
         (lambda: Pipeline(), "stages must be one or more compressors"),

@@ -166,8 +166,10 @@ def test_other_layers_of_generators_are_pruned_and_saved(layers: list[nn.Module]
     model, inputs = nn.Sequential(*layers).eval(), images(2)
     result = ChannelPruner(0.5).compress(model, inputs)
     assert result.report.after.parameters < 0.7 * result.report.before.parameters
-    result.save(tmp_path / "m")
-    assert torch.equal(CompressedModel.load(tmp_path / "m", lambda: model).model(*inputs), result.model(*inputs))
+    result.save(tmp_path / "m.safetensors")
+    assert torch.equal(
+        CompressedModel.load(tmp_path / "m.safetensors", lambda: model).model(*inputs), result.model(*inputs)
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,8 +203,8 @@ def test_weight_norm_and_masks_are_baked_in(wrapped: str, tmp_path) -> None:
     model = build()
     result = ChannelPruner(0.5).compress(model, Z)
     assert result.report.after.parameters < 0.45 * result.report.before.parameters
-    result.save(tmp_path / "m")
-    assert torch.equal(CompressedModel.load(tmp_path / "m", build).model(*Z), result.model(*Z))
+    result.save(tmp_path / "m.safetensors")
+    assert torch.equal(CompressedModel.load(tmp_path / "m.safetensors", build).model(*Z), result.model(*Z))
 
 
 def test_parametrized_buffers_are_baked_in(tmp_path) -> None:
@@ -219,8 +221,8 @@ def test_parametrized_buffers_are_baked_in(tmp_path) -> None:
     result = Quantizer(8).compress(model, Z)
     assert torch.equal(result.model.layers[1].running_mean, model.layers[1].running_mean)
     assert "running_mean" in dict(result.model.layers[1].named_buffers())
-    result.save(tmp_path / "m")
-    assert torch.equal(CompressedModel.load(tmp_path / "m", build).model(*Z), result.model(*Z))
+    result.save(tmp_path / "m.safetensors")
+    assert torch.equal(CompressedModel.load(tmp_path / "m.safetensors", build).model(*Z), result.model(*Z))
 
 
 def test_weights_that_a_mask_made_zero_stay_zero_at_four_bits() -> None:
@@ -244,8 +246,8 @@ def test_fine_tuning_between_two_steps_keeps_one_recipe_and_report(tmp_path) -> 
     result = Quantizer(4).compress(pruned, Z)
     assert [step["compressor"] for step in result.recipe.steps] == ["ChannelPruner", "Quantizer"]
     assert result.report.before.parameters == sum(p.numel() for p in model.parameters())
-    result.save(tmp_path / "m")
-    assert torch.equal(CompressedModel.load(tmp_path / "m", DCGAN).model(*Z), result.model(*Z))
+    result.save(tmp_path / "m.safetensors")
+    assert torch.equal(CompressedModel.load(tmp_path / "m.safetensors", DCGAN).model(*Z), result.model(*Z))
 
 
 def test_a_later_step_measured_with_another_batch_is_refused() -> None:
@@ -269,8 +271,8 @@ def test_constants_that_are_not_in_the_state_dict_survive_loading(tmp_path) -> N
     result = ChannelPruner(0.5, param_dims={"gain": 1}).compress(Scaled(), Z)
     assert result.model.gain.shape == (1, 4)
     assert result.model.layers[1].normalized_shape == (4,)
-    result.save(tmp_path / "m")
-    copy = CompressedModel.load(tmp_path / "m", Scaled)
+    result.save(tmp_path / "m.safetensors")
+    copy = CompressedModel.load(tmp_path / "m.safetensors", Scaled)
     assert torch.equal(copy.model(*Z), result.model(*Z))
     assert copy.recipe == result.recipe
 
@@ -278,8 +280,8 @@ def test_constants_that_are_not_in_the_state_dict_survive_loading(tmp_path) -> N
 def test_pruning_in_two_rounds_is_one_file(tmp_path) -> None:
     result = Pipeline(ChannelPruner(0.25), ChannelPruner(0.25)).compress(SNGAN().eval(), Z)
     assert widths(result)["blocks.0.conv1"] == 9
-    result.save(tmp_path / "m")
-    assert torch.equal(CompressedModel.load(tmp_path / "m", SNGAN).model(*Z), result.model(*Z))
+    result.save(tmp_path / "m.safetensors")
+    assert torch.equal(CompressedModel.load(tmp_path / "m.safetensors", SNGAN).model(*Z), result.model(*Z))
 
 
 def test_a_pipeline_tells_the_error_against_the_original() -> None:

@@ -98,8 +98,8 @@ def test_layers_and_channels_of_zeros_stay_zero(clip, per_channel, tmp_path) -> 
     result = Quantizer(4, clip=clip, per_channel=per_channel).compress(model, Z)
     assert not result.model.layers[3].weight[:, 2].any()
     assert not result.model.layers[6].weight.any()
-    result.save(tmp_path / "m")
-    assert torch.equal(CompressedModel.load(tmp_path / "m", DCGAN).model(*Z), result.model(*Z))
+    result.save(tmp_path / "m.safetensors")
+    assert torch.equal(CompressedModel.load(tmp_path / "m.safetensors", DCGAN).model(*Z), result.model(*Z))
 
 
 def test_a_layer_that_forward_never_uses_does_no_harm(tmp_path) -> None:
@@ -109,8 +109,8 @@ def test_a_layer_that_forward_never_uses_does_no_harm(tmp_path) -> None:
         return model
 
     result = Quantizer(4, act_bits=8).compress(build(), Z, [Z])
-    result.save(tmp_path / "m")
-    assert torch.equal(CompressedModel.load(tmp_path / "m", build).model(*Z), result.model(*Z))
+    result.save(tmp_path / "m.safetensors")
+    assert torch.equal(CompressedModel.load(tmp_path / "m.safetensors", build).model(*Z), result.model(*Z))
 
 
 def test_outliers_cost_less_with_a_clipped_range() -> None:
@@ -221,8 +221,8 @@ def test_grouped_transposed_convolutions_are_quantized_per_tensor(tmp_path) -> N
     image = (torch.randn(2, 8, 4, 4),)
     result = Quantizer(4).compress(build(), image)
     assert levels(result, "0") <= 15
-    result.save(tmp_path / "m")
-    assert torch.equal(CompressedModel.load(tmp_path / "m", build).model(*image), result.model(*image))
+    result.save(tmp_path / "m.safetensors")
+    assert torch.equal(CompressedModel.load(tmp_path / "m.safetensors", build).model(*image), result.model(*image))
 
 
 def test_layers_for_sound_and_volumes_are_known_as_well() -> None:

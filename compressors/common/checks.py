@@ -1,13 +1,12 @@
-"""Checks of arguments: each names the argument, what was given, and what is accepted."""
+"""Checks of arguments: each error names the argument, what was given, what is accepted, and the nearest name."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from compressors.errors import CompressionError
 
@@ -20,9 +19,34 @@ def check_bits(argument: str, bits: Any) -> None:
 
 def check_share(argument: str, share: Any, end: bool = True) -> None:
     """Raise `CompressionError` unless `share` is a number from 0 to 1; `end` tells whether 1 itself is accepted."""
-    number = isinstance(share, int | float) and not isinstance(share, bool)
-    if not number or not 0 <= share <= 1 or (share == 1 and not end):
+    if not _is_number(share) or not 0 <= share <= 1 or (share == 1 and not end):
         raise CompressionError(f"{argument} must be a number from 0 to 1{'' if end else ' (exclusive)'}; got {share!r}")
+
+
+def check_density(argument: str, density: Any) -> None:
+    """Raise `CompressionError` unless `density` is a number above 0, at most 1."""
+    if not _is_number(density) or not 0 < density <= 1:
+        raise CompressionError(f"{argument} must be a number above 0, at most 1; got {density!r}")
+
+
+def check_number(argument: str, value: Any) -> None:
+    """Raise `CompressionError` unless `value` is a finite number."""
+    if not _is_number(value) or not math.isfinite(value):
+        raise CompressionError(f"{argument} must be a finite number; got {value!r}")
+
+
+def check_count(argument: str, count: Any, least: int = 1) -> None:
+    """Raise `CompressionError` unless `count` is an integer of at least `least`."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < least:
+        raise CompressionError(f"{argument} must be an integer of at least {least}; got {count!r}")
+
+
+def check_choice(argument: str, choice: Any, choices: Sequence[str]) -> None:
+    """Raise `CompressionError` unless `choice` is one of `choices`."""
+    if choice not in choices:
+        raise CompressionError(
+            f"{argument} must be one of {', '.join(choices)}; got {choice!r}{did_you_mean(choice, choices)}"
+        )
 
 
 def check_patterns(argument: str, patterns: Any) -> None:
@@ -41,35 +65,25 @@ def check_inputs(argument: str, inputs: Any) -> tuple[Any, ...]:
     return inputs
 
 
-def merged_calibration(calibration: Iterable[Any], arguments: int) -> tuple[Any, ...]:
-    """Join calibration batches into one, tensors along dimension 0; each must be a tuple of `arguments` items.
-
-    One batch, because brevitas averages the statistics of several, which narrows the ranges: on a small BigGAN 256
-    latents gave 40 dB as one batch and 26 dB one by one.
-    """
-    if isinstance(calibration, Tensor) or not isinstance(calibration, Iterable):
-        raise CompressionError(
-            f"calibration must be a list of batches, such as [(z1,), (z2,)]; got {type(calibration).__name__}"
-        )
-    batches = [check_inputs("each calibration batch", batch) for batch in calibration]
-    if not batches:
-        raise CompressionError("calibration holds no batch")
-    wrong = [len(batch) for batch in batches if len(batch) != arguments]
-    if wrong:
-        raise CompressionError(f"calibration has a batch of {wrong[0]} arguments; example_inputs has {arguments}")
-    try:
-        columns = zip(*batches, strict=True)
-        return tuple(torch.cat(items) if isinstance(items[0], Tensor) else items[0] for items in columns)
-    except (RuntimeError, TypeError) as error:
-        raise CompressionError(f"calibration batches cannot be joined along dimension 0: {error}") from error
-
-
 def matching(argument: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:
     """Return the names that match one of the glob `patterns`; raise `CompressionError` for a pattern without match."""
     found: set[str] = set()
     for pattern in patterns:
         matches = [name for name in names if fnmatchcase(name, pattern)]
         if not matches:
-            raise CompressionError(f"{argument}: {pattern!r} matches no layer; the layers are {', '.join(names)}")
+            raise CompressionError(
+                f"{argument}: {pattern!r} matches no layer; the layers are {', '.join(names)}"
+                f"{did_you_mean(pattern, names)}"
+            )
         found.update(matches)
     return found
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """Return the end of an error message that names the known name nearest to `name`; "" where none is near."""
+    nearest = get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,8 +1,7 @@
-"""From a generator to features: draw inputs, run it, turn what it gives into images, extract."""
+"""From a generator to images: draw its forward arguments, run it, convert what it returns."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from compressors.common.checks import check_inputs
-from compressors.core.model import Inputs
+from compressors.common.measure import Inputs
 from compressors.errors import CompressionError, ContractBroken
-from torch_fidelity_lsh.fidelity import upstream
 
 Draw: TypeAlias = Callable[[int, torch.Generator], Inputs]
 """Draws the forward arguments for a number of samples; all randomness comes from the (CPU) generator it is given."""
@@ -100,41 +98,3 @@ def image_batches(images: Tensor | Dataset[Tensor], batch_size: int) -> Iterator
             got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
             raise CompressionError(f"reference must hold images as uint8 tensors C x H x W; got {got}")
         yield to_images(batch, None)
-
-
-class Extractor:
-    """One layer of a feature extractor of torch-fidelity.
-
-    Args:
-        name: the extractor's registered name, such as "inception-v3-compat".
-        layer: the layer; None for the extractor's layer of FID.
-        device: where it runs.
-
-    Raises:
-        CompressionError: there is no extractor or layer of this name.
-    """
-
-    def __init__(self, name: str, layer: str | None, device: torch.device) -> None:
-        known = upstream.FEATURE_EXTRACTORS_REGISTRY
-        if name not in known:
-            raise CompressionError(f"feature_extractor must be one of {', '.join(known)}; got {name!r}")
-        layers = known[name].get_provided_features_list()
-        chosen = layer or known[name].get_default_feature_layer_for_metric("fid")
-        if chosen not in layers:
-            raise CompressionError(f"feature_layer must be one of {', '.join(layers)} of {name}; got {layer!r}")
-        self.device = device
-        self.network = upstream.create_feature_extractor(name, [chosen], cuda=device.type == "cuda", verbose=False)
-
-    @torch.no_grad()
-    def __call__(self, images: Iterable[Tensor]) -> Tensor:
-        """Return the features of batches of images, float32 N x D on the CPU."""
-        return torch.cat([self.network(batch.to(self.device))[0].float().cpu() for batch in images])
-
-
-def digest(tensors: Iterable[Tensor]) -> str:
-    """Return a hash of the types, shapes and values of tensors."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

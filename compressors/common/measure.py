@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressors.errors import CompressionError, ContractBroken
+
+Inputs: TypeAlias = tuple[Any, ...]
+"""The arguments of one forward pass."""
 
 
 def run(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:

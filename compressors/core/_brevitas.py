@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressors.common.extras import extra
 from compressors.core.clip import Clip, ClipLike, as_clip
 from compressors.core.recipe import LayerQuantization
-from compressors.errors import CompressionError, extra
+from compressors.errors import CompressionError
 
 with extra("compress"), warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about optional speed-ups that are not installed

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import Tensor
 
+from compressors.common.checks import check_choice
 from compressors.errors import CompressionError
 
 Method = Literal["max", "percentile", "mse", "sigma", "threshold"]
@@ -38,8 +39,7 @@ class Clip:
         return self.method if self.value is None else f"{self.method} {getattr(self.value, '__name__', self.value)}"
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise CompressionError(f"clip must be one of {', '.join(get_args(Method))}; got {self.method!r}")
+        check_choice("clip", self.method, get_args(Method))
         value = self.value
         if value is None and self.method in _DEFAULTS:
             object.__setattr__(self, "value", _DEFAULTS[self.method])

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from compressors.common.bake import baked_copy
 from compressors.common.checks import check_inputs
-from compressors.common.measure import checked_outputs, reference_outputs, sqnr_db
-from compressors.core.packing import pack, read_file, rebuild, write_file
+from compressors.common.files import read_file, write_file
+from compressors.common.measure import Inputs, checked_outputs, reference_outputs, sqnr_db
+from compressors.core.packing import pack, rebuild
 from compressors.core.recipe import Recipe, settings
 from compressors.core.report import Report, shapes_of
 from compressors.errors import CompressionError
 
-Inputs = tuple[Any, ...]
+_KIND = "compressed model"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class CompressedModel:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: packed tensors, recipe and report; no pickle, whole or not at all."""
         content = {"recipe": self.recipe.to_json(), "report": self.report.to_json()}
-        write_file(Path(path), pack(self.model, self.recipe), content)
+        write_file(path, _KIND, pack(self.model, self.recipe), content)
 
     @classmethod
     def load(cls, path: str | Path, factory: Callable[[], nn.Module]) -> CompressedModel:
@@ -40,7 +41,7 @@ class CompressedModel:
         `factory` builds the model as it was before compression, with any weights, on the wanted device.
         Raises `CompressionError` for a damaged or foreign file, or a `factory` that builds another model.
         """
-        tensors, content = read_file(Path(path))
+        tensors, content = read_file(path, _KIND)
         recipe, report = Recipe.from_json(content["recipe"]), Report.from_json(content["report"])
         model = baked_copy(factory())
         rebuild(model, recipe, tensors)

@@ -1,37 +1,16 @@
-"""Packed files: weights as integers of their bit width in one safetensors file, with the recipe and the report."""
+"""A model as the tensors of its file: weights as integers of their bit width; and back."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from compressors.common.bits import pack_bits, unpack_bits
 from compressors.core.recipe import LayerQuantization, Recipe
 from compressors.errors import CompressionError
-
-FORMAT = "compressors-1"
-
-
-def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Pack integers 0 ... 2**bits - 1 (any shape) into ceil(numel * bits / 8) bytes (uint8, one dimension)."""
-    flat = codes.flatten().to("cpu", torch.uint8).numpy()
-    return torch.from_numpy(np.packbits(np.unpackbits(flat[:, None], axis=1)[:, 8 - bits :]))
-
-
-def unpack_bits(packed: Tensor, bits: int, numel: int) -> Tensor:
-    """Undo `pack_bits`; returns `numel` integers (uint8, one dimension)."""
-    stream = np.unpackbits(packed.numpy(), count=numel * bits).reshape(numel, bits)
-    return torch.from_numpy(np.packbits(np.pad(stream, ((0, 0), (8 - bits, 0))), axis=1)[:, 0])
 
 
 def pack(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
@@ -108,46 +87,3 @@ def rebuild(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> 
 
         replace_layers(model, recipe.quantized, "max")  # any range: the stored scales take its place
     unpack(model, recipe, tensors)
-
-
-def write_file(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-    """Write tensors and JSON `content` as one safetensors file, whole or not at all."""
-    text = json.dumps(content)
-    data = to_safetensors(dict(tensors), {"format": FORMAT, "content": text, "sha256": _digest(tensors, text)})
-    with whole_file(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_file` wrote; raises `CompressionError` where that is not what the file holds."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CompressionError(f"path: {path} is damaged or no safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise CompressionError(f"path: {path} has format {metadata.get('format')!r}; this version reads {FORMAT!r}")
-    if metadata.get("sha256") != _digest(tensors, metadata.get("content", "")):
-        raise CompressionError(f"path: {path} is damaged: its checksum does not fit its content")
-    return tensors, json.loads(metadata["content"])
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, which becomes `path` if no exception is raised."""
-    if not path.parent.is_dir():
-        raise CompressionError(f"path: the folder {path.parent} does not exist")
-    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-        temporary = Path(directory, path.name)
-        yield temporary
-        temporary.replace(path)
-
-
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for key in sorted(tensors):
-        value = tensors[key]
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torch import Tensor, nn
 
 from compressors.common.measure import count_macs
+from compressors.common.text import aligned, versions
 from compressors.core.packing import pack
 from compressors.core.recipe import LayerQuantization, Recipe
-
-_PACKAGES = ("torch-fidelity-lsh", "torch-fidelity", "torch", "brevitas", "torch-pruning")
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Report:
     input_shapes: tuple[tuple[int, ...], ...]
     coverage: float = 1.0
     sqnr_db: float | None = None
-    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+    versions: Mapping[str, str] = field(default_factory=versions)
 
     @classmethod
     def of(cls, model: nn.Module, inputs: tuple[Any, ...]) -> Report:
@@ -141,20 +139,3 @@ def _cells(row: LayerRow) -> tuple[str, ...]:
     counts = (f"{b:,}" if a == b else f"{b:,} -> {a:,}" for b, a in pairs)
     bits = "" if row.bits is None else f"W{row.bits}" + (f"A{row.act_bits}" if row.act_bits else "")
     return (row.name, row.type, *counts, bits, row.note)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines in which the columns of `rows` are aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the installed packages that the numbers depend on."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

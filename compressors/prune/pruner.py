@@ -10,11 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compressors.common.checks import check_patterns, check_share, matching
+from compressors.common.checks import check_choice, check_patterns, check_share, matching
+from compressors.common.extras import extra
+from compressors.common.measure import Inputs
 from compressors.core.coverage import check_coverage, describe, uncovered_parameters
-from compressors.core.model import CompressedModel, Inputs, Work, begin, finish
+from compressors.core.model import CompressedModel, Work, begin, finish
 from compressors.core.recipe import layer_sizes
-from compressors.errors import CompressionError, NothingCompressed, UnsupportedModule, extra
+from compressors.errors import CompressionError, NothingCompressed, UnsupportedModule
 
 PRUNABLE_LAYERS: tuple[type[nn.Module], ...] = (
     nn.Linear,
@@ -66,8 +68,7 @@ class ChannelPruner:
             raise CompressionError(
                 f"importance must be a function of a pruning group, or None; got {self.importance!r}"
             )
-        if self.scope not in ("local", "global"):
-            raise CompressionError(f"scope must be 'local' or 'global'; got {self.scope!r}")
+        check_choice("scope", self.scope, ("local", "global"))
         if self.round_to is not None and (not isinstance(self.round_to, int) or self.round_to < 1):
             raise CompressionError(f"round_to must be a positive integer or None; got {self.round_to!r}")
         check_patterns("keep", self.keep)

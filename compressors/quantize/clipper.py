@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from compressors.common.checks import check_bits, check_patterns, check_share, matching
+from compressors.common.measure import Inputs
 from compressors.core.clip import ClipLike, as_clip, check_clip
-from compressors.core.model import CompressedModel, Inputs, begin, finish
+from compressors.core.model import CompressedModel, begin, finish
 from compressors.core.recipe import LayerQuantization
 from compressors.errors import CompressionError, NothingCompressed
 from compressors.quantize.quantizer import quantizable_layers

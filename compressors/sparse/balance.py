@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from compressors.common.checks import check_choice, check_count
 from compressors.errors import CompressionError
 from compressors.sparse.distributed import mean_over_ranks
-from compressors.sparse.settings import check_choice, check_count
 from compressors.sparse.spectral import without_power_iteration
 
 ESTIMATORS = ("ratio_of_means", "mean_ratio")

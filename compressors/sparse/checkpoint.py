@@ -10,17 +10,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressors.common.generation import digest
-from compressors.core.packing import read_file, write_file
+from compressors.common.files import digest, read_file, write_file
 from compressors.errors import CompressionError
 from compressors.sparse.config import SparseConfig
+
+_KIND = "sparse training"
 
 
 def write_checkpoint(
     path: Path, state: Mapping[str, Tensor], config: SparseConfig, networks: Iterable[nn.Module]
 ) -> None:
     """Write the state of a training with its settings and a hash of its networks' weights."""
-    write_file(path, state, {"sparse_training": _identity(config, networks)})
+    write_file(path, _KIND, state, _identity(config, networks))
 
 
 def read_checkpoint(path: Path, config: SparseConfig, networks: Iterable[nn.Module]) -> dict[str, Tensor]:
@@ -28,10 +29,8 @@ def read_checkpoint(path: Path, config: SparseConfig, networks: Iterable[nn.Modu
 
     Raises `CompressionError` where the file is damaged, or of other settings or weights than these.
     """
-    state, content = read_file(path)
-    saved, now = content.get("sparse_training"), _identity(config, networks)
-    if saved is None:
-        raise CompressionError(f"path: {path} holds no sparse training")
+    state, saved = read_file(path, _KIND)
+    now = _identity(config, networks)
     if saved["config"] != now["config"]:
         differing = sorted(key for key in now["config"] if now["config"][key] != saved["config"].get(key))
         raise CompressionError(f"path: {path} is of a training with other settings: {', '.join(differing)} differ")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from compressors.common.checks import check_choice, check_count, check_density, check_number
 from compressors.errors import CompressionError
 from compressors.sparse.allocation import ALLOCATIONS
 from compressors.sparse.balance import BalanceConfig
 from compressors.sparse.density import DensityControl
 from compressors.sparse.drop_grow import DropGrow
 from compressors.sparse.schedule import Schedule
-from compressors.sparse.settings import check_choice, check_count, check_density, check_number
 
 OPTIMIZER_STATES = ("keep", "reset")
 

@@ -8,10 +8,9 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor, nn
 
 from compressors.common.bake import baked_copy
-from compressors.common.checks import check_inputs
+from compressors.common.checks import check_choice, check_count, check_inputs
 from compressors.common.measure import count_macs
 from compressors.sparse.masks import MaskSet
-from compressors.sparse.settings import check_choice, check_count
 
 Accounting: TypeAlias = Literal["corrected", "reference"]
 

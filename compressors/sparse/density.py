@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from compressors.common.checks import check_choice, check_count, check_density, check_number
 from compressors.errors import CompressionError
 from compressors.sparse.drop_grow import GROWTHS
 from compressors.sparse.schedule import Schedule, due
-from compressors.sparse.settings import check_choice, check_count, check_density, check_number
 
 Action: TypeAlias = Literal["grow", "drop", "exchange", "none"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from compressors.common.checks import check_choice, check_count
 from compressors.sparse.masks import MaskSet
 from compressors.sparse.schedule import Schedule
-from compressors.sparse.settings import check_choice, check_count
 
 GROWTHS = ("gradient", "random")
 

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressors.common.checks import check_patterns, matching
+from compressors.common.checks import check_choice, check_density, check_patterns, matching
 from compressors.errors import CompressionError, UnsupportedModule
 from compressors.sparse.allocation import ALLOCATIONS, exact_counts
-from compressors.sparse.settings import check_choice, check_density
 from compressors.sparse.spectral import trained_weight
 
 MASKABLE_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)

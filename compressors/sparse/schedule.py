@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from compressors.common.checks import check_choice, check_number
 from compressors.errors import CompressionError
-from compressors.sparse.settings import check_choice, check_number
 
 KINDS = ("cosine", "linear", "constant")
 

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from compressors.common.bake import baked_copy
-from compressors.core.packing import pack_bits, read_file, unpack_bits, write_file
+from compressors.common.bits import pack_bits, unpack_bits
+from compressors.common.files import read_file, write_file
 from compressors.errors import CompressionError
 from compressors.sparse.masks import MaskSet
+
+_KIND = "sparse network"
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def sparse_size(model: nn.Module) -> SparseSize:
 def save_sparse(model: nn.Module, path: str | Path) -> None:
     """Write a network of `hand_over` as one safetensors file without its zeros, whole or not at all."""
     state = model.state_dict()
-    write_file(Path(path), _stored(state), {"sparse_shapes": {key: list(value.shape) for key, value in state.items()}})
+    write_file(path, _KIND, _stored(state), {"sparse_shapes": {key: list(value.shape) for key, value in state.items()}})
 
 
 def load_sparse(path: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
@@ -75,9 +78,7 @@ def load_sparse(path: str | Path, factory: Callable[[], nn.Module]) -> nn.Module
     `factory` builds the network as it was before training, with any weights, on the wanted device. Raises
     `CompressionError` for a damaged or foreign file, or a `factory` that builds another network.
     """
-    tensors, content = read_file(Path(path))
-    if "sparse_shapes" not in content:
-        raise CompressionError(f"path: {path} was not written by save_sparse")
+    tensors, content = read_file(path, _KIND)
     state = {key: _dense(tensors, key, shape) for key, shape in content["sparse_shapes"].items()}
     model = baked_copy(factory())
     try:

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 from torchvision.utils import save_image
 
-from compressors.core.packing import whole_file
-from compressors.errors import extra
+from compressors.common.extras import extra
+from compressors.common.files import whole_file
 from compressors.study.table import DISTANCES, PRECISION_RECALL, Row, Score, Table
 
 with extra("plots"):

@@ -23,25 +23,26 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from compressors.common.files import digest, whole_file, write_json
 from compressors.common.generation import (
     OUTPUT_RANGES,
     Draw,
-    Extractor,
     OutputRange,
     check_range,
-    digest,
     drawn_batches,
     generated,
     image_batches,
 )
-from compressors.core.model import CompressedModel, Compressor, Inputs, begin
-from compressors.core.packing import whole_file
+from compressors.common.measure import Inputs
+from compressors.common.text import versions
+from compressors.core.model import CompressedModel, Compressor, begin
 from compressors.core.recipe import Recipe
 from compressors.core.recipe import settings as settings_of
-from compressors.core.report import Report, versions
+from compressors.core.report import Report
 from compressors.errors import CompressionError
+from compressors.study.features import Extractor
 from compressors.study.plots import save_pictures, save_samples
-from compressors.study.table import Row, Table, write_text
+from compressors.study.table import Row, Table
 from torch_fidelity_lsh.fidelity.calculate import calculate_metrics
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY
 
@@ -330,7 +331,7 @@ class _KeptRows:
 
     def add(self, key: str, row: Row) -> None:
         self.rows[key] = row
-        write_text(self.path, json.dumps({key: asdict(row) for key, row in self.rows.items()}, indent=1))
+        write_json(self.path, {key: asdict(row) for key, row in self.rows.items()})
 
 
 def _labelled(compressors: Sequence[Compressor] | Mapping[str, Compressor]) -> dict[str, Compressor | None]:

@@ -11,8 +11,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
-from compressors.core.packing import whole_file
-from compressors.core.report import aligned
+from compressors.common.files import write_json, write_text
+from compressors.common.text import aligned
 
 Status = Literal["measured", "failed", "out of memory"]
 
@@ -123,7 +123,7 @@ class Table:
 
     def save_json(self, path: str | Path) -> None:
         """Write the table as JSON, whole or not at all."""
-        write_text(Path(path), json.dumps(self.to_json(), indent=1))
+        write_json(path, self.to_json())
 
     def save_csv(self, path: str | Path) -> None:
         """Write the table as CSV: sizes, then ``<reference>_<key>`` for every score, then status and note."""
@@ -134,19 +134,13 @@ class Table:
         for row in self.rows:
             scores = (row.scores.get(reference, {}).get(key) for reference, key in keys.values())
             writer.writerow((row.compressor, *(getattr(row, name) for name in _SIZES), *scores, row.status, row.note))
-        write_text(Path(path), text.getvalue())
+        write_text(path, text.getvalue())
 
     def _block(self, reference: str) -> str:
         shown = [score for score in SCORES if any(row.interval(reference, score) for row in self.rows)]
         header = ("compressor", "bits", "ratio", "parameters", "MACs", "kB", "ms", *(score.title for score in shown))
         lines = aligned([header, *(_cells(row, reference, shown) for row in self.rows)])
         return "\n".join([f"against {reference}:", *lines])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text)
 
 
 def _cells(row: Row, reference: str, shown: list[Score]) -> tuple[str, ...]:
