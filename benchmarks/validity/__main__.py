@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # For what the benchmarks share.
@@ -94,12 +95,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-root", type=Path, help="folder with MNIST/raw; scikit-learn's digits if not given")
     parser.add_argument("--quick", action="store_true", help="short sweeps, few repeats: minutes, and a rough picture")
     parser.add_argument("--pages", nargs="+", choices=pages, default=list(pages), metavar="PAGE", help=", ".join(pages))
-    parser.add_argument("--only", nargs="+", choices=sum(pages.values(), []), metavar="CHECK", help="instead of pages")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(chain(*pages.values())), metavar="CHECK", help="instead of pages"
+    )
     parser.add_argument("--metrics", nargs="+", choices=board.metrics, default=list(board.metrics), metavar="NAME")
     parser.add_argument("--repeats", type=positive, help="at most so many draws of each check's data")
     parser.add_argument("--jobs", type=positive, default=os.cpu_count() or 1, help="processes, each with one thread")
     args = parser.parse_args()
-    args.only = args.only or sum((pages[page] for page in args.pages), [])
+    args.only = args.only or list(chain(*(pages[page] for page in args.pages)))
     return args
 
 

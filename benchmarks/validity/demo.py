@@ -44,7 +44,9 @@ def extract_demo(path: Path, quick: bool) -> None:
     arrays = {"real": network_features(real)}
     with torch.inference_mode():
         for bits in (*(QUICK_BITS if quick else BITS), FLOAT):
-            model = generator if bits == FLOAT else Quantizer(bits, clip="mse").compress(generator, latents[:2])
+            model = (
+                generator if bits == FLOAT else Quantizer(bits, clip="mse").compress(generator, (latents[:2],)).model
+            )
             images = ((model(latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
             arrays[str(bits)] = network_features(images)
     save_features(path, arrays)

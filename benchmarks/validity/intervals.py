@@ -12,7 +12,7 @@ from criteria import Curve, Group, Judge, Outcome
 from mixtures import Split
 from ordinary import draw_collapse, draw_modes, draw_strangers
 
-DRAWS = (100, 10)
+DRAWS = (100, 4)
 SHARES = (0.0, 0.25, 0.5)
 HELD = (0.9, 0.99)
 WIDTH = (0.9, 1.4)

@@ -187,7 +187,7 @@ def draw_strangers(streams: Streams, share: float = 0.25) -> Pair:
     return generated, real
 
 
-LATENT, FEATURES = 24, 256
+LATENT, FEATURES = 16, 256
 
 
 def rectified(rng: np.random.Generator, samples: int, network: str) -> np.ndarray:
@@ -223,7 +223,7 @@ def draw_log_normal(streams: Streams) -> Pair:
 
 def constant_and_duplicated(x: np.ndarray) -> np.ndarray:
     """Give each column four times, and as many constant ones."""
-    return np.concatenate([x, x, x, x, np.full_like(x.repeat(4, axis=1), 3.7)], axis=1)
+    return np.concatenate([x, x, x, x, np.full_like(x.repeat(4, axis=1), 3.5)], axis=1)
 
 
 def draw_columns(streams: Streams, share: float, form: Callable[[np.ndarray], np.ndarray]) -> Pair:
@@ -248,7 +248,7 @@ def draw_outliers(streams: Streams) -> Pair:
 def draw_one_outlier(streams: Streams, d: int) -> Pair:
     """Put one generated sample beyond the real ones, which are far from the others."""
     generated, real = draw_alike(streams, d=d)
-    apart = np.float32(10 / math.sqrt(d))
+    apart = np.float32(20 / math.sqrt(d))
     generated[0] = 3 * apart
     return generated, real + apart
 
