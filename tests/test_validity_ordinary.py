@@ -357,7 +357,7 @@ def test_what_is_not_measured_is_not_missed(small, tmp_path):
 
 def test_the_command_writes_the_second_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(detection, "DATA", {"an eleventh mode": detection.draw_far})
-    monkeypatch.setattr(detection, "SIZES", {"quick": (60,)})
+    monkeypatch.setattr(detection, "DRAWS", {"quick": {60: 1}})
     monkeypatch.setattr(real_features, "extract", lambda *arguments: None)
     arguments = ["--output", str(tmp_path), "--quick", "--jobs", "1", "--repeats", "1", "--metrics", "gicdm"]
     monkeypatch.setattr(sys, "argv", ["validity", *arguments, "--only", "small_class", "detection"])

@@ -30,7 +30,7 @@ from board import Board, run
 from checks import Check
 from columns import Metric
 from demo import extract_demo
-from detection import LEVEL, Detection
+from detection import LEVEL, PERMUTATIONS, Detection
 from intervals import HELD, WIDTH
 from ordinary import ORDINARY
 from real_features import extract, features_file
@@ -141,12 +141,15 @@ def write_report(
         "jobs": args.jobs,
         "threads_per_job": 1,
         "seconds": round(seconds),
+        "permutations": PERMUTATIONS["quick" if args.quick else "full"],
         "seeds": "each draw's and each metric's from the names of check, group, point and repeat",
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
     }
-    results = {"protocol": protocol, "results": report.to_json(board, store, checks, metrics)}
+    results: dict[str, object] = {"protocol": protocol, "results": report.to_json(board, store, checks, metrics)}
+    results["truths"] = report.truths_to_json([check for check in checks if check in ORDINARY])
+    results["intervals"] = report.intervals_to_json(board, store, [c for c in checks if c.ours_only], metrics)
     if detection:
         results["detection"] = report.detection_to_json(detection, store)
     write_atomically(args.output / "results.json", json.dumps(results, indent=1) + "\n")

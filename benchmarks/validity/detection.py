@@ -29,8 +29,8 @@ from torch_fidelity_lsh import LSHConfig, PrecisionRecall, lsh_knn_precision_rec
 
 LEVEL = 0.05
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2)
-SIZES = {"full": (2000, 5000, 10_000), "quick": (400,)}
-DRAWS = {"full": 10, "quick": 2}
+# Draws by samples a side.
+DRAWS: Mapping[str, Mapping[int, int]] = {"full": {2000: 40, 5000: 20, 10_000: 10}, "quick": {400: 2}}
 PERMUTATIONS = {"full": 199, "quick": 39}
 Pair = tuple[np.ndarray, np.ndarray]
 PValues = dict[str, float]
@@ -250,7 +250,7 @@ class Detection:
     Attributes:
         features: File with features of real images.
         quick: Whether sizes, draws and permutations are few.
-        repeats: Largest number of draws, where fewer than 10 are wanted.
+        repeats: Largest number of draws, where fewer are wanted.
     """
 
     features: Path
@@ -262,20 +262,23 @@ class Detection:
         """Name of the extent of the run."""
         return "quick" if self.quick else "full"
 
-    @property
-    def draws(self) -> int:
-        """Number of draws of each row."""
-        return min(filter(None, (self.repeats, DRAWS[self.extent])))
+    def draws(self, size: int) -> range:
+        """Return the draws of a size."""
+        return range(min(filter(None, (self.repeats, DRAWS[self.extent][size]))))
 
     def rows(self) -> Iterator[tuple[str, int, float]]:
         """Yield data, size of a side, and share of strangers."""
-        yield from ((data, size, share) for data in DATA for size in SIZES[self.extent] for share in SHARES)
+        yield from ((data, size, share) for data in DATA for size in DRAWS[self.extent] for share in SHARES)
 
     def tasks(self) -> list[Trial]:
         """Return all trials, the first draw of each first."""
-        return [
-            Trial(detector, *row, draw) for draw in range(self.draws) for row in self.rows() for detector in DETECTORS
+        trials = [
+            Trial(detector, data, size, share, draw)
+            for data, size, share in self.rows()
+            for draw in self.draws(size)
+            for detector in DETECTORS
         ]
+        return sorted(trials, key=lambda trial: trial.draw)
 
     def key(self, trial: Trial) -> str:
         """Return under which a trial is kept; it changes with the code of data and tests."""
@@ -296,7 +299,7 @@ class Detection:
         """Return the share of draws in which each test rejects at 5 %, as far as measured."""
         rates = {}
         for name, detector in DETECTORS.items():
-            keys = [self.key(Trial(name, *row, draw)) for draw in range(self.draws)]
+            keys = [self.key(Trial(name, *row, draw)) for draw in self.draws(row[1])]
             if not all(key in store.rows for key in keys):
                 continue
             for column in detector.columns:

@@ -389,7 +389,7 @@ SITUATIONS: Mapping[tuple[str, str], Sequence[Situation]] = {
 
 
 def _check(name: str, title: str) -> Check:
-    by_group = {(situation.case,): situation for situation in SITUATIONS[name, title]}
+    by_group: dict[Group, Situation] = {(situation.case,): situation for situation in SITUATIONS[name, title]}
 
     def draw(group: Group, x: float, streams: Streams) -> Pair:
         return by_group[group].draw(streams)

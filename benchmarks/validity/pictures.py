@@ -148,7 +148,7 @@ def draw_detection(detection: Detection, store: Store, folder: Path) -> Path | N
         for test in TESTS:
             points = [(share, found[test]) for share, found in by_share.items() if test in found]
             if points:
-                panel.plot(*zip(*points, strict=True), marker=".", label=test)
+                panel.plot(*zip(*points, strict=True), marker=".", linestyle=_style(test), label=test)
         panel.axhline(LEVEL, linestyle=":", color="grey")
         panel.set_title(f"{data}, {size:,} a side", fontsize=9)
         panel.grid(alpha=0.3)
@@ -156,6 +156,10 @@ def draw_detection(detection: Detection, store: Store, folder: Path) -> Path | N
     figure.supxlabel("share of strangers")
     figure.supylabel("share of draws in which they are found")
     return _save(figure, folder / "detection.png")
+
+
+def _style(test: str) -> str:
+    return "-" if test.startswith("lsh") else "--"
 
 
 def _curves(board: Board, store: Store, check: str) -> dict[str, dict[str, list[Curve]]]:

@@ -162,10 +162,44 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def truths_to_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """Return what ordinary data are held against."""
+    return [
+        {
+            "check": check.name,
+            "case": situation.case,
+            "precision": situation.precision._asdict(),
+            "recall": situation.recall._asdict(),
+            "reason": situation.reason,
+        }
+        for check in checks
+        for situation in situations_of(check)
+    ]
+
+
+def intervals_to_json(
+    board: Board, store: Store, checks: Sequence[Check], metrics: Sequence[Metric]
+) -> list[dict[str, Any]]:
+    """Return how the intervals fit at each point."""
+    return [
+        {"check": check.name, "metric": metric.name, "number": number, **fit._asdict()}
+        for check in checks
+        for metric in metrics
+        for number, curves in board.curves(store, check, metric).items()
+        for fit in fits(curves)
+    ]
+
+
 def detection_to_json(detection: Detection, store: Store) -> list[dict[str, Any]]:
     """Return the rates of all rows."""
     return [
-        {"strangers": data, "samples": size, "share": share, "found": detection.found(store, (data, size, share))}
+        {
+            "strangers": data,
+            "samples": size,
+            "share": share,
+            "draws": len(detection.draws(size)),
+            "found": detection.found(store, (data, size, share)),
+        }
         for data, size, share in detection.rows()
     ]
 
