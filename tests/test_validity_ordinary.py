@@ -156,6 +156,37 @@ def test_without_intervals_there_is_no_outcome():
     assert intervals.FIT["half-width"]["fidelity"]([curve]) is None
 
 
+def test_ours_say_what_their_intervals_come_from():
+    generated, real = map(torch.from_numpy, ordinary.draw_alike(ordinary.Streams("test"), 200, 200, 8))
+    for metric in columns.METRICS:
+        result = metric.measure(generated, real, 0)
+        assert (result.fidelity_stderr is not None) == (result.diversity_unclipped is not None) == metric.ours
+        if metric.ours:
+            low, high = result.fidelity_interval
+            assert 0 < high - low <= 2 * 1.96 * result.fidelity_stderr + 1e-9
+
+
+def test_the_table_of_intervals_has_a_row_for_every_point(monkeypatch, tmp_path):
+    check = next(c for c in intervals.interval_checks(Path("none.npz")) if c.name == "interval_strangers")
+
+    def measure(generated, real, seed):
+        value = np.random.default_rng(seed).normal(0.7, 0.05)
+        ends = (value - 0.098, value + 0.098)
+        return columns.Measurement(value, value, ends, ends, 0.05, 0.05, value, value)
+
+    metric = columns.Metric("ours", ("P", "R"), measure, "source", ours=True)
+    monkeypatch.setattr(board, "_pages", lambda features, demo: {"sanity": {}, "ordinary": {check.name: check}})
+    monkeypatch.setattr(board, "_metrics", lambda: {"ours": metric})
+    quick, store = board.Board(Path("none"), quick=True), Store(tmp_path / "rows.jsonl")
+    board.run(quick, quick.tasks([check.name], ["ours"]), store, jobs=1)
+    lines = report.interval_table(quick, store, [check], [metric]).splitlines()
+    assert [line.split("|")[1].split(":")[1].strip() for line in lines[2:]] == ["0", "0.25", "0.5"]
+    assert all("%" in line for line in lines[2:])
+    rows = report.intervals_to_json(quick, store, [check], [metric])
+    assert [row["number"] for row in rows] == ["fidelity"] * 3 + ["diversity"] * 3
+    assert all(0 <= row["held"] <= 1 for row in rows)
+
+
 @pytest.mark.parametrize(
     ("values", "passed"), [([0, 0.1, 0.5], True), ([0.105, 0.1, 0.5], True), ([0.2, 0.1, 1], False)]
 )

@@ -7,7 +7,7 @@ quantile among real samples, keeps samples off the manifold from being scaled ba
 neighbours.
 
 The description leaves open what follows, and is this project's: how the iteration ends; scales from 50 neighbours (from
-5, which real samples fit to each other, two sets of one Gaussian score .83 to .94 instead of .92 to 1); the filter, at
+5, which real samples fit to each other, two sets of one Gaussian score .83 to .94 instead of .93 to 1); the filter, at
 50 and at 5, which looks at the scale of a sample relative to those of its neighbours, and limits it where others may
 drop the sample; and that Clipped Density and Coverage are the metrics that follow.
 """

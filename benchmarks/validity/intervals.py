@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from checks import Cells, Check, Draw, Streams, both
+from checks import Cells, Check, Grid, Streams, both
 from criteria import Curve, Group, Judge, Outcome
 from mixtures import Split
-from ordinary import draw_collapse, draw_modes, draw_strangers
+from ordinary import SAMPLES, Pair, draw_collapse, draw_modes, draw_strangers
 
-DRAWS = (100, 4)
+DRAWS = (100, 3)
 SHARES = (0.0, 0.25, 0.5)
 HELD = (0.9, 0.99)
 WIDTH = (0.9, 1.4)
@@ -78,39 +79,43 @@ FIT: Cells = {
 }
 
 
+_check = partial(Check, cells=FIT, repeats=DRAWS, standardized=False, ours_only=True)
+
+
+def at(points: Sequence[float]) -> Callable[[bool], Grid]:
+    """Return a grid of one sweep, quick or not."""
+    return lambda quick: {(): points}
+
+
 def interval_checks(path: Path) -> tuple[Check, ...]:
     """Return the checks; those on images need the features in a file."""
 
-    def draw_digits(group: Group, x: float, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
+    def draw_digits(group: Group, x: float, streams: Streams) -> Pair:
         split = Split(path, streams)
         return split.mixed(x), split.reference
 
-    def check(name: str, title: str, points: Sequence[float], draw: Draw, source_data: str = "") -> Check:
-        return Check(
-            name,
-            title,
-            lambda quick: {(): points},
-            draw,
-            FIT,
-            repeats=DRAWS,
-            standardized=False,
-            ours_only=True,
-            source_data=source_data,
-        )
+    def draw_kept(group: Group, x: float, streams: Streams) -> Pair:
+        return draw_modes(streams, [round(SAMPLES / x)] * int(x))
 
     return (
-        check("interval_digits", "95 % interval, share of new digits", SHARES, draw_digits, path.stem),
-        check("interval_strangers", "95 % interval, share far away", SHARES, lambda g, x, s: draw_strangers(s, x)),
-        check(
-            "interval_modes",
-            "95 % interval, modes kept of ten",
-            (9, 5, 1),
-            lambda g, x, s: draw_modes(s, [round(1000 / x)] * int(x)),
+        _check(
+            "interval_digits",
+            "95 % interval, share of new digits",
+            at(SHARES),
+            draw_digits,
+            source_data=path.stem,
         ),
-        check(
+        _check(
+            "interval_strangers",
+            "95 % interval, share far away",
+            at(SHARES),
+            lambda group, x, streams: draw_strangers(streams, x),
+        ),
+        _check("interval_modes", "95 % interval, modes kept of ten", at((9, 5, 1)), draw_kept),
+        _check(
             "interval_collapse",
             "95 % interval, spread of a collapsed generator",
-            (0.01, 0.1, 0.3),
-            lambda g, x, s: draw_collapse(s, x),
+            at((0.01, 0.1, 0.3)),
+            lambda group, x, streams: draw_collapse(streams, x),
         ),
     )
