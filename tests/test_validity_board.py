@@ -237,7 +237,7 @@ def fake(monkeypatch):
     cells = {"flat": dict.fromkeys(checks.NUMBERS, criteria.all_keep(criteria.flat()))}
     check = checks.Check("pair", "pair", lambda quick: {(): [0, 1]}, draw_pair, cells, repeats=(3, 3))
     metrics = {name: metric(name) for name in ("one", "two")}
-    monkeypatch.setattr(board, "_checks", lambda features: {"pair": check})
+    monkeypatch.setattr(board, "_pages", lambda features, demo: {"sanity": {"pair": check}})
     monkeypatch.setattr(board, "_metrics", lambda: metrics)
     return SimpleNamespace(board=board.Board(Path("none"), quick=False), calls=calls, metrics=metrics, check=check)
 

@@ -9,14 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from checks import NUMBERS, Check, seed_of
 from columns import METRICS, Metric, to_tensors
 from criteria import Curve, Group, Outcome
+from demo import demo_check, demo_file
+from intervals import interval_checks
 from mixtures import real_checks
+from ordinary import ORDINARY
 from protocols import PROTOCOLS
 from storage import Row, Store
 from suite import SUITE
@@ -47,8 +50,18 @@ class Board:
 
     @property
     def checks(self) -> dict[str, Check]:
-        """All checks by name."""
-        return _checks(self.features)
+        """All checks by name, those of the first page first."""
+        return {name: check for checks in self.pages.values() for name, check in checks.items()}
+
+    @property
+    def pages(self) -> dict[str, dict[str, Check]]:
+        """All checks by page and name."""
+        return _pages(self.features, self.demo)
+
+    @property
+    def demo(self) -> Path:
+        """File with features of the demonstration's generator, beside those of real images."""
+        return demo_file(self.features, self.quick)
 
     @property
     def metrics(self) -> dict[str, Metric]:
@@ -118,10 +131,13 @@ class Board:
             if not len(x):
                 continue
             for number in NUMBERS:
-                values = np.array([[p[number] for p in repeat] for repeat in points])
-                intervals = [[p[f"{number}_interval"] for p in repeat] for repeat in points]
-                known = np.array(intervals) if intervals[0][0] is not None else None
-                curves[number].append(Curve(group, check.label(group), x, values, known))
+                values = {
+                    name: np.array([[p[number + name] for p in repeat] for repeat in points])
+                    for name in ("", "_interval", "_stderr", "_unclipped")
+                    if points[0][0][number + name] is not None
+                }
+                known = [values.get(name) for name in ("_interval", "_stderr", "_unclipped")]
+                curves[number].append(Curve(group, check.label(group), x, values[""], *known))
         return curves
 
     def judge(self, store: Store, check: Check, metric: Metric) -> dict[str, dict[str, Outcome]]:
@@ -149,8 +165,12 @@ def _is_too_expensive(check: Check, metric: Metric, group: Group, x: float) -> b
 
 
 @lru_cache
-def _checks(features: Path) -> dict[str, Check]:
-    return {check.name: check for check in (*SUITE, *PROTOCOLS, *real_checks(features))}
+def _pages(features: Path, demo: Path) -> dict[str, dict[str, Check]]:
+    pages = {
+        "sanity": (*SUITE, *PROTOCOLS, *real_checks(features)),
+        "ordinary": (*ORDINARY, demo_check(demo), *interval_checks(features)),
+    }
+    return {page: {check.name: check for check in checks} for page, checks in pages.items()}
 
 
 @lru_cache
@@ -158,27 +178,40 @@ def _metrics() -> dict[str, Metric]:
     return {metric.name: metric for metric in METRICS}
 
 
-def run(board: Board, tasks: Sequence[Task], store: Store, jobs: int) -> None:
+T = TypeVar("T", contravariant=True)
+
+
+class Study(Protocol[T]):
+    """What measures tasks, each kept under a key."""
+
+    def key(self, task: T, /) -> str:
+        """Return under which a measurement is kept."""
+
+    def measure(self, task: T, /) -> Row:
+        """Measure."""
+
+
+def run(study: Study[T], tasks: Sequence[T], store: Store, jobs: int) -> None:
     """Measure what the store does not have yet."""
-    missing = [task for task in tasks if board.key(task) not in store.rows]
+    missing = [task for task in tasks if study.key(task) not in store.rows]
     with tqdm(total=len(missing), desc="Measurements", unit="run") as progress:
-        for row in _rows(board, missing, jobs):
+        for row in _rows(study, missing, jobs):
             store.add(row)
             progress.update()
 
 
-def _rows(board: Board, tasks: Sequence[Task], jobs: int) -> Iterator[Row]:
+def _rows(study: Study[T], tasks: Sequence[T], jobs: int) -> Iterator[Row]:
     if jobs == 1:
         torch.set_num_threads(1)
-        return map(board.measure, tasks)
-    return in_processes(board, tasks, jobs)
+        return map(study.measure, tasks)
+    return in_processes(study, tasks, jobs)
 
 
-def in_processes(board: Board, tasks: Sequence[Task], jobs: int) -> Iterator[Row]:
+def in_processes(study: Study[T], tasks: Sequence[T], jobs: int) -> Iterator[Row]:
     """Measure in processes of one thread each, which end with the iteration, however it ends."""
     # Not fork: the threads of torch do not survive one.
     with multiprocessing.get_context("spawn").Pool(jobs, _start_worker) as pool:
-        yield from pool.imap_unordered(board.measure, tasks)
+        yield from pool.imap_unordered(study.measure, tasks)
 
 
 def _start_worker() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import gicdm
 import peers
 import torch
 from storage import digest, digest_of_metrics
@@ -19,12 +21,16 @@ Interval = tuple[float, float]
 
 
 class Measurement(NamedTuple):
-    """What a metric says about two sets, with 95 % confidence intervals if it has any."""
+    """What a metric says about two sets, with 95 % confidence intervals, and what they come from, if it has any."""
 
     fidelity: float
     diversity: float
     fidelity_interval: Interval | None = None
     diversity_interval: Interval | None = None
+    fidelity_stderr: float | None = None
+    diversity_stderr: float | None = None
+    fidelity_unclipped: float | None = None
+    diversity_unclipped: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,21 +54,35 @@ class Metric:
     ours: bool = False
 
 
+# Read now: this is the code that is imported, whatever is edited while it measures.
+OUR_SOURCE = digest_of_metrics()
+
+
 def _ours(name: str, title: tuple[str, str], function: Callable[..., PrecisionRecall]) -> Metric:
     def measure(generated: Tensor, real: Tensor, seed: int) -> Measurement:
         result = function(generated, real, LSHConfig(seed=seed))
-        return Measurement(result.precision, result.recall, result.interval("precision"), result.interval("recall"))
+        numbers = result.to_dict()
+        return Measurement(
+            result.precision,
+            result.recall,
+            result.interval("precision"),
+            result.interval("recall"),
+            result.precision_stderr,
+            result.recall_stderr,
+            numbers.get(f"{name}_precision_unclipped", result.precision),
+            numbers.get(f"{name}_recall_unclipped", result.recall),
+        )
 
-    # Read now: this is the code that is imported, whatever is edited while it measures.
-    return Metric(name, title, measure, digest_of_metrics(), ours=True)
+    return Metric(name, title, measure, OUR_SOURCE, ours=True)
 
 
 def _peer(name: str, title: tuple[str, str], function: Callable[[Tensor, Tensor], tuple[float, float]]) -> Metric:
     def measure(generated: Tensor, real: Tensor, seed: int) -> Measurement:
         return Measurement(*function(generated, real))
 
+    files = sorted({Path(peers.__file__), Path(inspect.getfile(function))})
+    source = "-".join([digest(*files), version("torch-fidelity"), version("prdc")])
     # 10,000 samples a side in 200 dimensions; time and memory grow with the square.
-    source = "-".join([digest(Path(peers.__file__)), version("torch-fidelity"), version("prdc")])
     return Metric(name, title, measure, source, max_cost=3e10)
 
 
@@ -72,6 +92,7 @@ METRICS = (
     _peer("knn", ("kNN P", "kNN R"), peers.knn),
     _peer("density_coverage", ("density", "coverage"), peers.density_coverage),
     _peer("clipped", ("clip D", "clip C"), peers.clipped),
+    _peer("gicdm", ("GICDM D", "GICDM C"), gicdm.gicdm),
     _peer("symmetric", ("sym P", "sym R"), peers.symmetric),
     _peer("probabilistic", ("prob P", "prob R"), peers.probabilistic),
 )

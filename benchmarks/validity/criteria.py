@@ -23,6 +23,8 @@ class Curve:
         x: P points of the sweep, ascending.
         values: Repeats x P.
         intervals: Repeats x P x 2, the ends of 95 % confidence intervals, or `None` where the metric has none.
+        stderr: Repeats x P, the standard errors that they come from.
+        unclipped: Repeats x P, the values before they are limited to [0, 1], as these errors are.
     """
 
     group: Group
@@ -30,6 +32,8 @@ class Curve:
     x: np.ndarray
     values: np.ndarray
     intervals: np.ndarray | None = None
+    stderr: np.ndarray | None = None
+    unclipped: np.ndarray | None = None
 
     @property
     def y(self) -> np.ndarray:

@@ -17,7 +17,8 @@ LARGEST_REFERENCE = 2500
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path) -> Mapping[str, np.ndarray]:
+def load_features(path: Path) -> Mapping[str, np.ndarray]:
+    """Read all arrays of a file of features."""
     with np.load(path) as file:
         return dict(file)
 
@@ -26,7 +27,7 @@ class Split:
     """Known and new digits of one repeat: a reference of the known, and held-out images of both."""
 
     def __init__(self, path: Path, streams: Streams) -> None:
-        arrays = _load(path)
+        arrays = load_features(path)
         self._features, self._digits = arrays["features"], arrays["digits"]
         order = streams("split").permutation(len(self._digits))
         known = order[self._digits[order] < KNOWN_DIGITS]
@@ -83,7 +84,7 @@ def real_checks(path: Path) -> tuple[Check, ...]:
         return split.digit(int(x)), split.reference
 
     def draw_halves(group: Group, x: float, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
-        features = _load(path)["features"]
+        features = load_features(path)["features"]
         order = streams("split").permutation(len(features))[: min(4000, len(features) // 2)]
         one, other = np.array_split(features[order], 2)
         return one, other
@@ -93,8 +94,8 @@ def real_checks(path: Path) -> tuple[Check, ...]:
         return one.mean(0) + x * (one - one.mean(0)), other
 
     def draw_contrast(group: Group, x: float, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
-        generated = _load(path)[f"contrast {x}"]
-        others = _load(path)["features"][len(generated) :]
+        generated = load_features(path)[f"contrast {x}"]
+        others = load_features(path)["features"][len(generated) :]
         return generated, others[streams("split").permutation(len(others))[: len(generated)]]
 
     def check(

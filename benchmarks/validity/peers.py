@@ -47,21 +47,26 @@ def coverage_neighborhood(num_real: int, num_generated: int, expected: float = 0
 def clipped(generated: Tensor, real: Tensor, k: int = 5) -> tuple[float, float]:
     """Clipped Density and Clipped Coverage (Salvy et al., 2026)."""
     radii = kth_distances(real, k)
-    return _clipped_density(generated, real, radii, k), _clipped_coverage(generated, real, radii, k)
-
-
-def _clipped_density(generated: Tensor, real: Tensor, radii: Tensor, k: int) -> float:
-    radii = radii.clamp(max=radii.quantile(0.5))
+    smaller = clipped_radii(radii)
     # A real sample lies in its own ball; it is judged by those of the others.
-    ideal = (balls_around(real, real, radii) - 1).clamp(max=k).mean()
-    return min(1.0, float(balls_around(generated, real, radii).clamp(max=k).mean() / ideal))
+    density = clipped_density(balls_around(generated, real, smaller), balls_around(real, real, smaller) - 1, k)
+    covered = (nearest_distances(real, generated, k) < radii[:, None]).double().mean()
+    return density, clipped_coverage(float(covered), len(real), len(generated), k)
 
 
-def _clipped_coverage(generated: Tensor, real: Tensor, radii: Tensor, k: int) -> float:
-    nearest = nearest_distances(real, generated, k)
-    covered = float((nearest < radii[:, None]).double().mean())
-    # The share of good samples that would be expected to cover as much.
-    expected = expected_coverage(len(real), len(generated), k)
+def clipped_radii(radii: Tensor) -> Tensor:
+    """Return radii, those above the median set to it."""
+    return radii.clamp(max=radii.quantile(0.5))
+
+
+def clipped_density(counts: Tensor, ideal_counts: Tensor, k: int) -> float:
+    """Return the mean number of balls, at most k, around each generated sample, relative to that around real ones."""
+    return min(1.0, float(counts.clamp(max=k).mean() / ideal_counts.clamp(max=k).mean()))
+
+
+def clipped_coverage(covered: float, num_real: int, num_generated: int, k: int) -> float:
+    """Return the share of good samples that would be expected to cover as much."""
+    expected = expected_coverage(num_real, num_generated, k)
     return float(np.interp(covered, expected, np.linspace(0, 1, len(expected))))
 
 

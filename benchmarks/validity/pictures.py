@@ -10,6 +10,8 @@ import numpy as np
 from board import Board
 from checks import NUMBERS
 from criteria import Curve
+from detection import LEVEL, TESTS, Detection
+from ordinary import ORDINARY, situations_of
 from storage import Store
 
 matplotlib.use("Agg")
@@ -21,12 +23,14 @@ OUTLIERS = {"none": ("black", "-"), "real": ("tab:orange", "--"), "generated": (
 COLORS = dict(zip(SHOWN, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=True))
 
 
-def draw_all(board: Board, store: Store, folder: Path) -> list[Path]:
+def draw_all(board: Board, detection: Detection | None, store: Store, folder: Path) -> list[Path]:
     """Draw what is measured; return the files."""
     drawn = [
         draw_outlier(board, store, folder),
         draw_dropping(board, store, folder),
         draw_mixtures(board, store, folder),
+        draw_ordinary(board, store, folder),
+        draw_detection(detection, store, folder) if detection else None,
     ]
     return [path for path in drawn if path is not None]
 
@@ -89,6 +93,73 @@ def draw_mixtures(board: Board, store: Store, folder: Path) -> Path | None:
     axes[1].set(title="Diversity", xlabel="share of real images of other digits")
     figure.suptitle("Digits 0-4 mixed with digits 5-9, features of a network")
     return _save(figure, folder / "mixtures.png")
+
+
+def draw_ordinary(board: Board, store: Store, folder: Path) -> Path | None:
+    """Draw how far every metric is from the truth on ordinary data."""
+    metrics = list(board.metrics.values())
+    rows: list[str] = []
+    distances: list[list[float]] = []
+    for check in ORDINARY:
+        measured = [board.curves(store, check, metric) for metric in metrics]
+        for position, situation in enumerate(situations_of(check)):
+            truths = zip(NUMBERS, (situation.precision, situation.recall), strict=True)
+            rows.append(f"{check.title}: {situation.case}")
+            distances.append(
+                [
+                    abs(curves[number][position].at(0) - truth.value) if curves else np.nan
+                    for number, truth in truths
+                    for curves in measured
+                ]
+            )
+    if np.isnan(distances).all():
+        return None
+    titles = [metric.title[number] for number in range(len(NUMBERS)) for metric in metrics]
+    figure, panel = plt.subplots(figsize=(11, 0.2 * len(rows) + 1.5), layout="constrained")
+    image = panel.imshow(distances, vmin=0, vmax=1, cmap="OrRd", aspect="auto")
+    panel.set_xticks(range(len(titles)), titles, rotation=60, ha="left")
+    panel.xaxis.tick_top()
+    panel.set_yticks(range(len(rows)), rows, fontsize=7)
+    panel.axvline(len(metrics) - 0.5, color="black")
+    figure.colorbar(image, label="distance of the mean from the truth", shrink=0.5)
+    return _save(figure, folder / "ordinary.png")
+
+
+def draw_detection(detection: Detection, store: Store, folder: Path) -> Path | None:
+    """Draw the share of draws in which strangers are found."""
+    rates: dict[tuple[str, int], dict[float, dict[str, float]]] = {}
+    for data, size, share in detection.rows():
+        if found := detection.found(store, (data, size, share)):
+            rates.setdefault((data, size), {})[share] = found
+    if not rates:
+        return None
+    data_names, sizes = (list(dict.fromkeys(names)) for names in zip(*rates, strict=True))
+    figure, axes = plt.subplots(
+        len(data_names),
+        len(sizes),
+        figsize=(3.6 * len(sizes) + 1, 2.6 * len(data_names) + 0.5),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for (data, size), by_share in rates.items():
+        panel = axes[data_names.index(data), sizes.index(size)]
+        for test in TESTS:
+            points = [(share, found[test]) for share, found in by_share.items() if test in found]
+            if points:
+                panel.plot(*zip(*points, strict=True), marker=".", linestyle=_style(test), label=test)
+        panel.axhline(LEVEL, linestyle=":", color="grey")
+        panel.set_title(f"{data}, {size:,} a side", fontsize=9)
+        panel.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    figure.supxlabel("share of strangers")
+    figure.supylabel("share of draws in which they are found")
+    return _save(figure, folder / "detection.png")
+
+
+def _style(test: str) -> str:
+    return "-" if test.startswith("lsh") else "--"
 
 
 def _curves(board: Board, store: Store, check: str) -> dict[str, dict[str, list[Curve]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,16 @@ from tqdm import tqdm
 
 from torch_fidelity_lsh.fidelity.feature_extractor_efficientnet_lite0 import NAME, FeatureExtractorEfficientNetLite0
 
-IMAGES = {"full": 10_000, "quick": 4_000}
+# As many known digits as two sides of 10,000 need.
+IMAGES = {"full": 60_000, "quick": 4_000}
 CONTRASTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 CONTRAST_IMAGES = 1000
 
 
 def features_file(folder: Path, data_root: Path | None, quick: bool) -> Path:
     """Return where the features are kept."""
-    return folder / f"features-{'mnist' if data_root else 'digits'}-{'quick' if quick else 'full'}.npz"
+    size = "quick" if quick else "full"
+    return folder / (f"features-mnist-{IMAGES[size]}.npz" if data_root else "features-digits.npz")
 
 
 def extract(path: Path, data_root: Path | None, quick: bool) -> None:
@@ -26,11 +29,13 @@ def extract(path: Path, data_root: Path | None, quick: bool) -> None:
     if path.is_file():
         return
     images, digits = load_images(data_root, IMAGES["quick" if quick else "full"])
-    with torch.inference_mode():
-        network = FeatureExtractorEfficientNetLite0(NAME, ["pooled"])
-        changed = images[: min(CONTRAST_IMAGES, len(images) // 2)]
-        arrays = {f"contrast {c}": _features(network, with_contrast(changed, c)) for c in CONTRASTS}
-        arrays |= {"features": _features(network, images), "digits": digits.numpy()}
+    changed = images[: min(CONTRAST_IMAGES, len(images) // 2)]
+    arrays = {f"contrast {c}": network_features(with_contrast(changed, c)) for c in CONTRASTS}
+    save_features(path, {**arrays, "features": network_features(images), "digits": digits.numpy()})
+
+
+def save_features(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a file that is whole or not there."""
     temporary = path.with_suffix(".partial.npz")
     np.savez(temporary, **arrays)
     temporary.replace(path)
@@ -63,6 +68,9 @@ def with_contrast(images: Tensor, contrast: float) -> Tensor:
     return (mean + contrast * (images - mean)).clamp(0, 255).round().to(torch.uint8)
 
 
-def _features(network: FeatureExtractorEfficientNetLite0, images: Tensor) -> np.ndarray:
+def network_features(images: Tensor) -> np.ndarray:
+    """Return the features of uint8 images, N x 1 x H x W: float32, N x 1,280."""
+    network = FeatureExtractorEfficientNetLite0(NAME, ["pooled"])
     batches = tqdm(images.expand(-1, 3, -1, -1).split(64), desc="Features", unit="batch", leave=False)
-    return torch.cat([network(batch)[0] for batch in batches]).numpy()
+    with torch.inference_mode():
+        return torch.cat([network(batch)[0] for batch in batches]).numpy()

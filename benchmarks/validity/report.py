@@ -10,6 +10,9 @@ from board import Board
 from checks import NUMBERS, Check
 from columns import Metric
 from criteria import Outcome
+from detection import TESTS, Detection
+from intervals import Fit, fits
+from ordinary import miss, situations_of
 from storage import Store
 from suite import SUITE
 
@@ -65,6 +68,68 @@ def _entry(outcome: Outcome | None, incomplete: bool) -> str:
     return _letter(outcome) + number + (" *" if incomplete else "")
 
 
+def ordinary_table(board: Board, store: Store, checks: Sequence[Check], metrics: Sequence[Metric]) -> str:
+    """Return truths and values of ordinary data, those that miss marked, and how many each metric misses."""
+    missed, judged, rows = [0] * len(metrics), 0, []
+    for check in checks:
+        measured = [board.curves(store, check, metric) for metric in metrics]
+        for position, situation in enumerate(situations_of(check)):
+            truths = dict(zip(NUMBERS, (situation.precision, situation.recall), strict=True))
+            entries = []
+            for column, curves in enumerate(measured):
+                given = [(curves[number][position], truth) for number, truth in truths.items() if curves]
+                entries.append(" ".join(f"{curve.at(0):.2f}{_mark(miss(curve, truth))}" for curve, truth in given))
+                missed[column] += sum(miss(curve, truth) > 1e-9 for curve, truth in given)
+            judged += len(truths)
+            true = " ".join(f"{truth.value:.2f} ±{truth.tolerance:.2f}" for truth in truths.values())
+            rows.append([check.title, situation.case, true, *(entry or "-" for entry in entries)])
+    rows.append([f"**missed of {judged}**", "", "", *map(str, missed)])
+    return table(["data", "case", "truth", *(metric.name for metric in metrics)], rows)
+
+
+def _mark(excess: float) -> str:
+    return "!" if excess > 1e-9 else ""
+
+
+def tolerances(checks: Sequence[Check]) -> str:
+    """Return why rows have the tolerances they have, one line for each reason."""
+    rows: dict[str, list[str]] = {}
+    for check in checks:
+        for situation in situations_of(check):
+            titles = rows.setdefault(situation.reason, [])
+            if check.title not in titles:
+                titles.append(check.title)
+    return "\n".join(f"- {'; '.join(titles)}: {reason}." for reason, titles in rows.items())
+
+
+def interval_table(board: Board, store: Store, checks: Sequence[Check], metrics: Sequence[Metric]) -> str:
+    """Return how the intervals fit at each point: the share that holds the mean, and the width."""
+    titles = [title for metric in metrics for title in metric.title]
+    rows = []
+    for check in checks:
+        measured = [board.curves(store, check, metric) for metric in metrics]
+        columns = [list(fits(curves.get(number, []))) for curves in measured for number in NUMBERS]
+        for points in check.grid(board.quick).values():
+            for position, x in enumerate(points):
+                entries = [_fit(column[position]) if column else "-" for column in columns]
+                rows.append([f"{check.title}: {x:g}", *entries])
+    return table(["check", *titles], rows)
+
+
+def _fit(fit: Fit) -> str:
+    width = "steady" if fit.width is None else f"{fit.width:.2f}{_mark(fit.width_excess)}"
+    return f"{fit.held:.0%}{_mark(fit.held_excess)} {width}"
+
+
+def detection_table(detection: Detection, store: Store) -> str:
+    """Return the share of draws in which each test finds strangers at 5 %; without strangers, of false alarms."""
+    rows = []
+    for row in detection.rows():
+        found, (data, size, share) = detection.found(store, row), row
+        rows.append([data, f"{size:,}", f"{share:g}", *(f"{found[t]:.2f}" if t in found else "-" for t in TESTS)])
+    return table(["strangers", "samples a side", "share", *TESTS], rows)
+
+
 def left_out(board: Board, checks: Sequence[Check], metrics: Sequence[Metric]) -> str:
     """Return which points were too expensive for which metrics, one line each."""
     lines = []
@@ -95,6 +160,48 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )
+
+
+def truths_to_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """Return what ordinary data are held against."""
+    return [
+        {
+            "check": check.name,
+            "case": situation.case,
+            "precision": situation.precision._asdict(),
+            "recall": situation.recall._asdict(),
+            "reason": situation.reason,
+        }
+        for check in checks
+        for situation in situations_of(check)
+    ]
+
+
+def intervals_to_json(
+    board: Board, store: Store, checks: Sequence[Check], metrics: Sequence[Metric]
+) -> list[dict[str, Any]]:
+    """Return how the intervals fit at each point."""
+    return [
+        {"check": check.name, "metric": metric.name, "number": number, **fit._asdict()}
+        for check in checks
+        for metric in metrics
+        for number, curves in board.curves(store, check, metric).items()
+        for fit in fits(curves)
+    ]
+
+
+def detection_to_json(detection: Detection, store: Store) -> list[dict[str, Any]]:
+    """Return the rates of all rows."""
+    return [
+        {
+            "strangers": data,
+            "samples": size,
+            "share": share,
+            "draws": len(detection.draws(size)),
+            "found": detection.found(store, (data, size, share)),
+        }
+        for data, size, share in detection.rows()
+    ]
 
 
 def to_json(board: Board, store: Store, checks: Sequence[Check], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
