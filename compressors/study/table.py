@@ -63,7 +63,7 @@ class Row:
         scores: by reference ("real", "teacher"), what the fidelity call returned.
         samples: picture of the first samples, relative to the folder of the study.
         status: "failed" and "out of memory" rows have no scores, and the sizes only if the failure came late.
-        note: what went wrong.
+        note: what went wrong, or has to be known of the row.
     """
 
     compressor: str
@@ -106,9 +106,9 @@ class Table:
         return tuple(dict.fromkeys(name for row in self.rows for name in row.scores))
 
     def __str__(self) -> str:
-        """Return the table as text, one block per reference, and what failed; ± is half a 95 % interval."""
+        """Return the table as text, one block per reference, then the notes; ± is half a 95 % interval."""
         blocks = [self._block(reference) for reference in self.references]
-        notes = [f"{row.compressor}: {row.status}: {row.note}" for row in self.rows if row.status != "measured"]
+        notes = [f"{row.compressor}: {row.status}: {row.note}" for row in self.rows if row.note]
         return "\n\n".join([*blocks, *notes])
 
     def to_json(self) -> dict[str, Any]:
