@@ -9,7 +9,6 @@ Prints the table of passed checks; writes it with all numbers to the output fold
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -24,7 +23,9 @@ import report
 import torch
 from board import Board, run
 from real_features import extract, features_file
-from storage import Store, write_atomically
+from storage import Store
+
+from compressors.common.files import write_json, write_text
 
 SUITE_LEGEND = (
     "Cells: property, then bounds (hypercube: value, then convergence). T passed, F failed; "
@@ -106,8 +107,8 @@ def write_report(args: argparse.Namespace, board: Board, store: Store, seconds: 
         "versions": {name: version(name) for name in PACKAGES},
     }
     results = {"protocol": protocol, "results": report.to_json(board, store, checks, metrics)}
-    write_atomically(args.output / "results.json", json.dumps(results, indent=1) + "\n")
-    write_atomically(args.output / "table.md", text + "\n")
+    write_json(args.output / "results.json", results)
+    write_text(args.output / "table.md", text + "\n")
     for path in pictures.draw_all(board, store, args.output):
         print(f"Picture: {path}")
 

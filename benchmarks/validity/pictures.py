@@ -12,6 +12,8 @@ from checks import NUMBERS
 from criteria import Curve
 from storage import Store
 
+from compressors.common.files import whole_file
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -125,6 +127,7 @@ def _panels(
 
 
 def _save(figure: plt.Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)
     plt.close(figure)
     return path

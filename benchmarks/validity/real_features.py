@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from compressors.common.files import whole_file
 from torch_fidelity_lsh.fidelity.feature_extractor_efficientnet_lite0 import NAME, FeatureExtractorEfficientNetLite0
 
 IMAGES = {"full": 10_000, "quick": 4_000}
@@ -31,9 +32,8 @@ def extract(path: Path, data_root: Path | None, quick: bool) -> None:
         changed = images[: min(CONTRAST_IMAGES, len(images) // 2)]
         arrays = {f"contrast {c}": _features(network, with_contrast(changed, c)) for c in CONTRASTS}
         arrays |= {"features": _features(network, images), "digits": digits.numpy()}
-    temporary = path.with_suffix(".partial.npz")
-    np.savez(temporary, **arrays)
-    temporary.replace(path)
+    with whole_file(path, ".npz") as temporary:
+        np.savez(temporary, **arrays)
 
 
 def load_images(data_root: Path | None, limit: int) -> tuple[Tensor, Tensor]:
