@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def measure_generator(
     settings = settings or StudySettings()
     network = baked_copy(module_of("model", model))
     source, sampler = as_reference(reference), Sampler(draw, settings, device_of(network))
-    with without_autocast(sampler.device):
+    with isolated(sampler.device):
         sampler.check(network)
         extractor = Extractor(settings.feature_extractor, settings.feature_layer, sampler.device)
         real = source if is_features(source) else extractor(reference_batches(source, settings.batch_size))
@@ -73,7 +74,7 @@ def extract_features(images: Reference, settings: StudySettings, device: str | t
     source, target = as_reference(images), torch.device(device)
     if is_features(source):
         return source
-    with without_autocast(target):
+    with isolated(target):
         extractor = Extractor(settings.feature_extractor, settings.feature_layer, target)
         return extractor(reference_batches(source, settings.batch_size))
 
@@ -162,6 +163,8 @@ def device_of(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
 
 
-def without_autocast(device: torch.device) -> torch.autocast:
-    """Return a context in which numbers do not depend on an autocast of the caller."""
-    return torch.autocast(device.type, enabled=False)
+@contextmanager
+def isolated(device: torch.device) -> Iterator[None]:
+    """Switch the caller's autocast off, and leave its random state as it was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.autocast(device.type, enabled=False):
+        yield

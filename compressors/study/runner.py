@@ -30,7 +30,7 @@ from compressors.study.cache import KeptRows, read_features, write_features
 from compressors.study.features import Extractor, Reference, as_reference, chosen_layer, is_features, reference_batches
 from compressors.study.identity import Identity, identify
 from compressors.study.latency import batch_ms
-from compressors.study.measure import EXAMPLES, Sampler, device_of, module_of, scores, without_autocast
+from compressors.study.measure import EXAMPLES, Sampler, device_of, isolated, module_of, scores
 from compressors.study.plots import PICTURED, is_picture, save_pictures, save_samples
 from compressors.study.settings import StudySettings
 from compressors.study.table import Row, Table
@@ -78,7 +78,7 @@ def run_study(
         CompressionError: an argument is unusable; the message names it, what was given and what is accepted.
     """
     ways, folder = _labelled(compressors), _made(Path(folder))
-    with without_autocast(device_of(module_of("generator", generator))):
+    with isolated(device_of(module_of("generator", generator))):
         study = _Study(module_of("generator", generator), draw, ways, reference, folder, settings or StudySettings())
         rows = study.rows()
         table = Table(rows, {**study.protocol, "timed_on": study.machine})
@@ -273,7 +273,8 @@ class _Study:
         outputs = run(model, examples)
         if [output.shape for output in outputs] != [output.shape for output in self.outputs]:
             raise ContractBroken(
-                f"{label} returns other shapes than the uncompressed model: {_shapes(outputs)}; {_shapes(self.outputs)}"
+                f"{label} returns other shapes than the uncompressed model: {_shapes(outputs)}; the uncompressed one "
+                f"returns {_shapes(self.outputs)}"
             )
         report = way.report if isinstance(way, CompressedModel) else Report.of(model, examples)
         after = replace(report.after, macs=count_macs(model, examples)[""])
