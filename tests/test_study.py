@@ -1,5 +1,6 @@
 import csv
 import json
+import random
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -177,6 +178,20 @@ def test_files_hold_the_table(study, tmp_path):
     assert [row["compressor"] for row in rows] == [row.compressor for row in table.rows]
     assert float(rows[1]["real_lsh_recall"]) == table.rows[1].scores["real"]["lsh_recall"]
     assert rows[0]["bits"] == ""
+
+
+def test_no_damage_turns_a_table_into_another(study, tmp_path):
+    study()
+    path, chance = tmp_path / "results.json", random.Random(0)
+    content = path.read_bytes()
+    for _ in range(300):
+        broken = bytearray(content)
+        broken[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(broken[: chance.choice((len(content), chance.randrange(len(content))))])
+        if path.read_bytes().split() == content.split():
+            continue  # A blank in place of another.
+        with pytest.raises(CompressionError, match=r"results\.json is damaged or no table of a study"):
+            Table.load(path)
 
 
 def test_both_references(study):

@@ -33,10 +33,14 @@ class KeptRows:
         return None if key is None else self._rows.get(key)
 
     def add(self, key: str, row: Row) -> None:
-        """Keep a row."""
-        with FileLock(self.path.with_name(f"{self.path.name}.lock")):
-            self._rows = {**self._read(), key: row}
-            write_text(self.path, "{\n" + ",\n".join(_line(key, row) for key, row in self._rows.items()) + "\n}\n")
+        """Keep a row; raises `CompressionError` where the file cannot be written."""
+        try:
+            with FileLock(self.path.with_name(f"{self.path.name}.lock")):
+                self._rows = {**self._read(), key: row}
+                lines = (_line(key, row) for key, row in self._rows.items())
+                write_text(self.path, "{\n" + ",\n".join(lines) + "\n}\n")
+        except OSError as error:
+            raise CompressionError(f"{self.path} cannot be written: {error}") from error
 
     def _read(self) -> dict[str, Row]:
         """Return the rows that are whole, and warn of others."""
