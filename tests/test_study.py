@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from torch_fidelity import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
@@ -77,6 +77,11 @@ class Folder(Dataset):
 
     def __getitem__(self, index):
         return self.images[index]
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(lambda: torch.zeros(1, 4, 4, dtype=torch.uint8), None)
 
 
 @dataclass(frozen=True)
@@ -389,6 +394,12 @@ def test_images_are_converted_as_declared(make, declared):
         ({"reference": Folder(torch.rand(9, 3, 4, 4))}, "uint8 tensors C x H x W; got torch.float32"),
         ({"reference": np.zeros((1, 12), np.float32)}, "at least 2"),
         ({"reference": "images"}, "got str"),
+        (
+            {"reference": Folder([torch.zeros(1, 4, n, dtype=torch.uint8) for n in (4, 5)])},
+            "images of one size: Runtime",
+        ),
+        ({"reference": Endless()}, "must know its length: give Endless a method __len__"),
+        ({"compressors": Quantizer(4)}, "compressors must be a list of compressors, or .*; got Quantizer"),
         ({"compressors": [Quantizer(4), Quantizer(4, per_channel=False)]}, "two are called 'quantize W4'"),
         ({"compressors": {"W4": 4}}, "'W4' has no method compress"),
         ({"draw": lambda n, random: torch.randn(n, 4)}, "what draw returns must be a non-empty tuple"),
@@ -474,7 +485,9 @@ def test_a_generator_that_cannot_be_measured_alone_is_refused(real):
 def test_models_compressed_elsewhere_are_rows(study, generator, tmp_path):
     small = ChannelPruner(0.5).compress(generator, draw(3, torch.Generator().manual_seed(1)))
     other = Spy()
-    table = study({"W8": Quantizer(8), "pruned": small, "the same module": small.model, "other": other})
+    ways = {"W8": Quantizer(8), "pruned": small, "the same module": small.model, "other": other}
+    table = study(ways, pictures=True)
+    assert (tmp_path / "real.png").is_file()
     _, _, pruned, module, foreign = table.rows
     assert pruned.scores == module.scores != foreign.scores
     sizes = ("parameters", "macs", "bytes", "sqnr_db")

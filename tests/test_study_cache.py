@@ -1,5 +1,7 @@
 """What a study keeps: never the numbers of another row, never damaged ones, nothing lost."""
 
+# ruff: noqa: F811
+
 import json
 import os
 import random
@@ -83,7 +85,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_two_compressors_that_differ_in_a_function_or_object_get_a_row_each(study, first, second):  # noqa: F811
+def test_two_compressors_that_differ_in_a_function_or_object_get_a_row_each(study, first, second):
     both = study({"a": Scaling(first), "b": Scaling(second)}).rows
     assert scores(both[1]) != scores(both[2])
     # In another run, under each other's labels.
@@ -99,7 +101,7 @@ def last_channels(group):
     return -first_channels(group)
 
 
-def test_two_pruners_with_different_importances_get_a_row_each(study):  # noqa: F811
+def test_two_pruners_with_different_importances_get_a_row_each(study):
     pruners = {"first": first_channels, "last": last_channels}
     table = study({name: ChannelPruner(0.5, importance=importance) for name, importance in pruners.items()})
     alone = study({"renamed": ChannelPruner(0.5, importance=first_channels)})
@@ -107,13 +109,13 @@ def test_two_pruners_with_different_importances_get_a_row_each(study):  # noqa: 
     assert replace(alone.rows[1], compressor="first") == table.rows[1]
 
 
-def test_a_global_that_a_function_names_is_part_of_the_row(study, monkeypatch):  # noqa: F811
+def test_a_global_that_a_function_names_is_part_of_the_row(study, monkeypatch):
     first = study([Scaling(strength)]).rows[1]
     monkeypatch.setattr(sys.modules[__name__], "STRENGTH", 0.2)
     assert scores(study([Scaling(strength)]).rows[1]) != scores(first)
 
 
-def test_the_same_settings_are_kept_whatever_their_label(study, tiny):  # noqa: F811
+def test_the_same_settings_are_kept_whatever_their_label(study, tiny):
     study({"a": Scaling(factor_of(0.2)), "b": Scaling(Factor(0.3))})
     images = tiny.images
     study({"c": Scaling(factor_of(0.2)), "d": Scaling(Factor(0.3))})
@@ -128,7 +130,7 @@ class Locked(Factor):
         self.lock = threading.Lock()
 
 
-def test_what_cannot_be_identified_is_measured_in_every_run_and_says_so(study, tiny):  # noqa: F811
+def test_what_cannot_be_identified_is_measured_in_every_run_and_says_so(study, tiny):
     ways = {"a": Scaling(Locked(1.0)), "b": Scaling(Locked(0.2))}
     table = study(ways, keep_features=True)
     images = tiny.images
@@ -153,7 +155,7 @@ class Styled(Spy):
         return (image * self.scale + self.options["offset"]).clamp(-1, 1)
 
 
-def test_a_change_outside_of_the_state_dict_measures_again(study, tiny, monkeypatch):  # noqa: F811
+def test_a_change_outside_of_the_state_dict_measures_again(study, tiny, monkeypatch):
     model = Styled()
     ways = [Quantizer(8)]
     first = study(ways, model=model)
@@ -184,12 +186,30 @@ def test_a_change_outside_of_the_state_dict_measures_again(study, tiny, monkeypa
     assert tiny.images == images
 
 
+class Spoiling(Scaling):
+    """Changes the model and the inputs that it is given, which no compressor should."""
+
+    def compress(self, model, example_inputs, calibration=None):
+        result = super().compress(model, example_inputs)
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *example_inputs, *(item for batch in calibration for item in batch)):
+                tensor.zero_()
+        return result
+
+
+def test_a_compressor_that_spoils_what_it_is_given_spoils_no_other_row(study):
+    clean = study([Quantizer(8, act_bits=8)])
+    spoilt = study([Spoiling(0.5), Quantizer(8, act_bits=8)], references=("real", "teacher"))
+    assert scores(spoilt.rows[2]) == scores(clean.rows[1])
+    assert spoilt.rows[2].sqnr_db == clean.rows[1].sqnr_db
+
+
 class OfDict(Spy):
     def forward(self, inputs):
         return super().forward(inputs["z"], inputs["labels"][0]) * inputs["gain"]
 
 
-def test_other_values_in_a_dict_from_draw_measure_again(study):  # noqa: F811
+def test_other_values_in_a_dict_from_draw_measure_again(study):
     def drawing(gain, first=0):
         def in_dict(n, random):
             z, _ = draw(n, random)
@@ -203,7 +223,7 @@ def test_other_values_in_a_dict_from_draw_measure_again(study):  # noqa: F811
     assert found[0] != found[2]
 
 
-def test_an_extractor_of_the_same_name_that_computes_otherwise_measures_again(study, monkeypatch):  # noqa: F811
+def test_an_extractor_of_the_same_name_that_computes_otherwise_measures_again(study, monkeypatch):
     class Squared(Tiny):
         def forward(self, x):
             return (super().forward(x)[0].square(),)
@@ -213,7 +233,7 @@ def test_an_extractor_of_the_same_name_that_computes_otherwise_measures_again(st
     assert scores(study([], metrics=("fid",), keep_features=True).rows[0]) != scores(first)
 
 
-def test_models_are_told_apart_by_what_they_compute(study, generator):  # noqa: F811
+def test_models_are_told_apart_by_what_they_compute(study, generator):
     gains = [Styled() for _ in range(2)]
     for model, gain in zip(gains, (1.0, 3.0), strict=True):
         model.load_state_dict(generator.state_dict())
@@ -272,7 +292,7 @@ def test_no_damage_turns_a_kept_row_into_another(rows_file):
     assert sorted(lost)[250] <= 1
 
 
-def test_a_damaged_row_is_measured_again_and_said(study, tiny, tmp_path):  # noqa: F811
+def test_a_damaged_row_is_measured_again_and_said(study, tiny, tmp_path):
     first = study()
     path = tmp_path / "rows.json"
     path.write_text(path.read_text().replace('"macs": ', '"macs": 1', 1))
@@ -287,13 +307,13 @@ def test_a_damaged_row_is_measured_again_and_said(study, tiny, tmp_path):  # noq
 
 @pytest.mark.parametrize("content", ['{"a": ', "", "[]", '{"a": {"compressor": "float"}}', "\xff\xfe", "{" * 5000])
 @pytest.mark.filterwarnings("ignore:.*are damaged:UserWarning")
-def test_a_file_of_rows_that_holds_none_is_no_obstacle(study, tmp_path, content):  # noqa: F811
+def test_a_file_of_rows_that_holds_none_is_no_obstacle(study, tmp_path, content):
     (tmp_path / "rows.json").write_text(content, encoding="latin-1")
     assert [row.status for row in study([]).rows] == ["measured"]
     assert len(json.loads((tmp_path / "rows.json").read_text())) == 1
 
 
-def test_damaged_features_are_extracted_again_and_said(study, tiny, tmp_path):  # noqa: F811
+def test_damaged_features_are_extracted_again_and_said(study, tiny, tmp_path):
     first = study(keep_features=True)
     files = sorted((tmp_path / "features").iterdir())
     assert len(files) == 4
@@ -323,7 +343,7 @@ def test_no_damage_turns_kept_features_into_others(tmp_path):
             assert read_features(path) is None
 
 
-def test_samples_that_were_deleted_or_damaged_are_made_again(study, tiny, tmp_path):  # noqa: F811
+def test_samples_that_were_deleted_or_damaged_are_made_again(study, tiny, tmp_path):
     table = study(pictures=True)
     paths = [tmp_path / row.samples for row in table.rows]
     before = [path.read_bytes() for path in paths]
@@ -337,7 +357,7 @@ def test_samples_that_were_deleted_or_damaged_are_made_again(study, tiny, tmp_pa
     assert tiny.images == images
 
 
-def test_a_features_folder_that_was_deleted_is_made_again(study, tmp_path):  # noqa: F811
+def test_a_features_folder_that_was_deleted_is_made_again(study, tmp_path):
     table = study(keep_features=True)
     shutil.rmtree(tmp_path / "features")
     assert study([*(Quantizer(bits) for bits in (8, 3, 5))], keep_features=True).rows[:3] == table.rows
@@ -362,7 +382,7 @@ def test_two_studies_in_one_folder_lose_no_row(tmp_path):
     assert len(KeptRows(tmp_path / "rows.json")._rows) == len(json.loads((tmp_path / "rows.json").read_text())) == 80
 
 
-def test_rows_that_another_study_finished_meanwhile_are_not_measured(study, tiny, tmp_path):  # noqa: F811
+def test_rows_that_another_study_finished_meanwhile_are_not_measured(study, tiny, tmp_path):
     elsewhere = study([Quantizer(8), Quantizer(3)])
     rows = (tmp_path / "rows.json").read_text()
     (tmp_path / "rows.json").unlink()
@@ -376,6 +396,21 @@ def test_rows_that_another_study_finished_meanwhile_are_not_measured(study, tiny
     table = study({"meanwhile": Meanwhile(5), "quantize W8": Quantizer(8), "quantize W3": Quantizer(3)})
     assert tiny.images == images + 2 * 40
     assert table.rows[2:] == elsewhere.rows[1:]
+
+
+def test_a_full_disk_ends_the_study_and_blames_no_row(study, tiny, tmp_path, monkeypatch):
+    study([])
+
+    def full(*_):
+        raise CompressionError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("compressors.study.runner.save_samples", full)
+        with pytest.raises(CompressionError, match="No space left"):
+            study([Quantizer(8)])
+    images = tiny.images
+    assert study([Quantizer(8)]).rows[1].status == "measured"
+    assert tiny.images == images + 40
 
 
 def test_a_full_disk_keeps_the_rows(rows_file, monkeypatch):

@@ -102,7 +102,18 @@ def check_range(output: Tensor, output_range: OutputRange | None) -> None:
 
 def image_batches(images: Tensor | Dataset[Tensor], batch_size: int) -> Iterator[Tensor]:
     """Yield real images in batches uint8 B x 3 x H x W; raises `CompressionError` for images of another kind."""
-    for batch in DataLoader(images, batch_size=batch_size):  # type: ignore[arg-type]  # A tensor serves as data set.
+    # A tensor serves as data set. The generator is not used, but without it the random state of the caller would be.
+    loader = DataLoader(images, batch_size=batch_size, generator=torch.Generator())  # type: ignore[arg-type]
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise CompressionError(
+                f"reference cannot be read as images of one size: {described(error).strip()}"
+            ) from error
         if not isinstance(batch, Tensor) or batch.dtype != torch.uint8:
             got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
             raise CompressionError(f"reference must hold images as uint8 tensors C x H x W; got {got}")

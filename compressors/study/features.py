@@ -63,6 +63,8 @@ def as_reference(reference: Any) -> Tensor | Dataset[Tensor]:
             "reference must be images, a uint8 tensor N x C x H x W or a torch data set of uint8 tensors C x H x W, or "
             f"features, a float tensor or array N x D; got {got}"
         )
+    if not hasattr(source, "__len__"):
+        raise CompressionError(f"reference must know its length: give {type(source).__name__} a method __len__")
     if len(source) < 2:
         raise CompressionError(f"reference must hold at least 2 samples; got {len(source)}")
     return source.detach().cpu().float() if features else source

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from compressors.common.bake import baked_copy, independent_copy
 from compressors.common.files import digest
 from compressors.common.generation import Draw
-from compressors.common.measure import count_macs, run, sqnr_db
+from compressors.common.measure import copied, count_macs, run, sqnr_db
 from compressors.common.text import described, versions
 from compressors.core.model import CompressedModel, Compressor, begin
 from compressors.core.recipe import Recipe
@@ -57,8 +57,8 @@ def run_study(
     depends on: a study that was interrupted, or that got other compressors or settings, measures only what is missing.
     Rows and features whose checksum is wrong are measured again, with a warning; so is, in every run, what a compressor
     does that holds an object which cannot be identified, with a note in its row. Studies may share a folder, at the
-    same time too. A row that fails is noted with its reason while the study goes on; the next run tries it again,
-    unless the compressor refused the model.
+    same time too; the table is that of the last one. A row that fails is noted with its reason while the study goes on;
+    the next run tries it again, unless the reason was a `CompressionError`.
 
     Args:
         generator: any module that returns images B x 1 or 3 x H x W; it is not changed, and runs on its own device.
@@ -68,7 +68,7 @@ def run_study(
             compressed already, a `CompressedModel` or, in a mapping, any module, stand beside compressors.
         reference: real images, a uint8 tensor N x C x H x W or a data set of uint8 tensors C x H x W; or their
             features, float N x D; None if only the teacher is a reference.
-        folder: where rows.json, results.json, results.csv, the pictures and samples/ are written.
+        folder: where rows.json, results.json, results.csv, the pictures, samples/ and features/ are written.
         settings: see `StudySettings`.
 
     Returns:
@@ -195,15 +195,26 @@ class _Study:
         try:
             result = self.compressed(label)
             row = replace(row, **_sizes(result))
-            features = self._features(result.model, path, self.folder / samples, bar) if kept is None else kept
+            features, shown = self._features(result.model, bar) if kept is None else (kept, [])
+        except Exception as error:
+            return self._failed(row, error)
+        if shown:
+            save_samples(shown, self.folder / samples)
+            if self.settings.keep_features:
+                write_features(path, features)
+        try:
             found = {name: scores(features, other, self.settings, self.device) for name, other in references.items()}
             return replace(row, scores=found, latency_ms=self._latency_ms(result.model), samples=samples), True
         except Exception as error:
-            if self.ways[label] is None:
-                raise CompressionError(f"the uncompressed model cannot be measured: {described(error)}") from error
-            if _out_of_memory(error):
-                return replace(row, status="out of memory", note=str(error).partition("\n")[0]), False
-            return replace(row, status="failed", note=described(error)), isinstance(error, CompressionError)
+            return self._failed(row, error)
+
+    def _failed(self, row: Row, error: Exception) -> tuple[Row, bool]:
+        """Return a row that says what went wrong, and whether it would again."""
+        if row.compressor == UNCOMPRESSED:
+            raise CompressionError(f"the uncompressed model cannot be measured: {described(error)}") from error
+        if _out_of_memory(error):
+            return replace(row, status="out of memory", note=str(error).partition("\n")[0]), False
+        return replace(row, status="failed", note=described(error)), isinstance(error, CompressionError)
 
     @cached_property
     def extractor(self) -> Extractor:
@@ -236,7 +247,8 @@ class _Study:
         """Return the file of features."""
         return self.folder / "features" / f"{self.hash(what, scored=False)}.safetensors"
 
-    def _features(self, model: nn.Module, path: Path, samples: Path, bar: tqdm) -> Tensor:
+    def _features(self, model: nn.Module, bar: tqdm) -> tuple[Tensor, list[Tensor]]:
+        """Return the features of a model's samples, and the first batches of them."""
         shown: list[Tensor] = []
 
         def watched() -> Iterator[Tensor]:
@@ -246,9 +258,7 @@ class _Study:
                 yield batch
                 bar.update(len(batch))
 
-        features = self.extractor(watched())
-        save_samples(shown, samples)
-        return write_features(path, features) if self.settings.keep_features else features
+        return self.extractor(watched()), shown
 
     def _latency_ms(self, model: nn.Module) -> float:
         """Return the milliseconds of an image."""
@@ -263,7 +273,7 @@ class _Study:
             return CompressedModel(independent_copy(self.model), self.report, Recipe())
         if not isinstance(way, CompressedModel | nn.Module):
             calibration = list(self.sampler.inputs(self.settings.calibration, self.settings.seed + 2))
-            result = way.compress(self.model, examples, calibration)
+            result = way.compress(independent_copy(self.model), copied(examples), calibration)
             if not isinstance(result, CompressedModel):
                 raise CompressionError(
                     f"{label}: compress returned {type(result).__name__}; a CompressedModel is needed"
@@ -294,6 +304,10 @@ def _made(folder: Path) -> Path:
 
 def _labelled(ways: Any) -> dict[str, Way | None]:
     """Return the ways by label, the uncompressed model first; labels must differ."""
+    if not isinstance(ways, Mapping | Iterable):
+        raise CompressionError(
+            f"compressors must be a list of compressors, or a mapping of labels to them; got {type(ways).__name__}"
+        )
     labelled: dict[str, Way | None] = {UNCOMPRESSED: None}
     for label, way in ways.items() if isinstance(ways, Mapping) else ((_name(way), way) for way in ways):
         if label in labelled:
@@ -316,9 +330,11 @@ def _name(way: Any) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """Return an option as JSON; what JSON does not know becomes its name."""
-    plain = value is None or isinstance(value, bool | int | float | str)
-    return value if plain else getattr(value, "__qualname__", repr(value))
+    """Return an option as JSON; what JSON does not know becomes a name."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _sizes(result: CompressedModel) -> dict[str, Any]:
