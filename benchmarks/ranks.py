@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from storage import Row, write_atomically
+from storage import Row
 from tqdm import tqdm
 
+from compressors.common.files import write_json
 from torch_fidelity_lsh.streaming import LSHPrecisionRecall
 
 DIMENSION = 2048
@@ -54,7 +55,7 @@ def main() -> None:
         "same_on_all_ranks": all(row["values"] == rows[0]["values"] for row in rows),
         "results": rows,
     }
-    write_atomically(args.output / "results.json", json.dumps(results, indent=1) + "\n")
+    write_json(args.output / "results.json", results)
     print(f"20,000 references: as one process: {results['numbers_of_one_process']}")
     print(f"{references:,} references on {args.ranks} ranks: the same on all: {results['same_on_all_ranks']}")
     for rank, row in enumerate(rows):
@@ -101,7 +102,7 @@ def report(rank: int, size: int, references: int, generated: int, folder: str) -
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
     dist.destroy_process_group()
-    write_atomically(Path(folder) / f"{rank}.json", json.dumps(row))
+    write_json(Path(folder) / f"{rank}.json", row)
 
 
 def draw_batch(batch: int, real: bool) -> torch.Tensor:

@@ -9,7 +9,6 @@ measured with several seeds of the hash functions. Prints three tables; writes t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -18,9 +17,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from storage import Row, write_atomically
+from storage import Row
 from tqdm import tqdm
 
+from compressors.common.files import whole_file, write_json, write_text
 from torch_fidelity_lsh import LSHConfig, lsh_knn_precision_recall, lsh_precision_recall
 
 matplotlib.use("Agg")
@@ -56,8 +56,8 @@ def main() -> None:
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("torch-fidelity-lsh", "torch", "numpy")},
     }
-    write_atomically(args.output / "results.json", json.dumps({"protocol": protocol, "results": rows}, indent=1) + "\n")
-    write_atomically(args.output / "table.md", text + "\n")
+    write_json(args.output / "results.json", {"protocol": protocol, "results": rows})
+    write_text(args.output / "table.md", text + "\n")
     draw(rows, args.output / "stability.png")
 
 
@@ -135,7 +135,8 @@ def draw(rows: list[Row], path: Path) -> None:
         panel.set_xscale("log")
         panel.grid(alpha=0.3)
     values.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)
     plt.close(figure)
 
 

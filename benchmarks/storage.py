@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch_fidelity_lsh.metric
+from compressors.common.files import write_text
 
 Row = dict[str, Any]
 
@@ -23,7 +24,7 @@ class Store:
         for row in map(json.loads, whole):
             self.rows[row["key"]] = row
         if whole != lines:
-            write_atomically(path, "".join(whole))
+            write_text(path, "".join(whole))
         self._path = path
 
     def add(self, row: Row) -> None:
@@ -32,13 +33,6 @@ class Store:
         with self._path.open("a") as file:
             file.write(line)
         self.rows[row["key"]] = json.loads(line)  # As a later run will read it.
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is either the old or the new one."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def digest(*paths: Path) -> str:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from data import load_images
 from gans import load_generator
-from torch import Tensor
 
 from compressors import ChannelPruner, Compressor, Pipeline, Quantizer
 from compressors.study import StudySettings, run_study
@@ -47,16 +45,13 @@ def main() -> None:
     generator, gan, data = load_generator(arguments.generator)
     images = load_images(data, arguments.data_root)[:5000]
 
-    def draw(count: int, random: torch.Generator) -> tuple[Tensor]:
-        return (torch.randn(count, gan.latent, generator=random),)
-
     settings = StudySettings(
         samples=arguments.samples or (500 if arguments.quick else len(images)),
         metrics=("fid", "lsh", "lsh_knn", "prc"),
         output_range=(-1, 1),
         feature_extractor="efficientnet-lite0",
     )
-    table = run_study(generator, draw, compressors(arguments.quick), images, arguments.output, settings)
+    table = run_study(generator, gan.draw, compressors(arguments.quick), images, arguments.output, settings)
     print(table)
     print(f"\npicture: {arguments.output / 'real.png'}")
 

@@ -26,6 +26,8 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import MNIST
 from tqdm import tqdm
 
+from compressors.common.files import whole_file, write_json
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -148,8 +150,7 @@ def write_results(args: argparse.Namespace, results: dict[str, dict[str, float]]
         "python": platform.python_version(),
         "versions": {package: version(package) for package in packages},
     }
-    text = json.dumps({"protocol": protocol, "results": results}, indent=2)
-    (args.output / "results.json").write_text(text + "\n")
+    write_json(args.output / "results.json", {"protocol": protocol, "results": results})
 
 
 def draw(path: Path, results: dict[str, dict[str, float]], sets: dict[str, np.ndarray]) -> None:
@@ -178,7 +179,8 @@ def draw(path: Path, results: dict[str, dict[str, float]], sets: dict[str, np.nd
             cell.imshow(image)
             cell.set(xticks=[], yticks=[])
         row[0].set_title(name, loc="left", fontsize=10)
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 if __name__ == "__main__":

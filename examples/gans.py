@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
+from compressors.common.files import read_file, write_file
+
 ARCHITECTURES = ("dcgan", "sngan")
+
+_KIND = "generator of train_gan.py"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class GANSettings:
         """Build an untrained generator: latents B x latent to images B x channels x 32 x 32, float, -1 to 1."""
         generators = {"dcgan": dcgan_generator, "sngan": SNGANGenerator}
         return generators[self.arch](self)
+
+    def draw(self, count: int, random: torch.Generator) -> tuple[Tensor]:
+        """Draw latents, float count x latent, as studies want the forward arguments of a generator."""
+        return (torch.randn(count, self.latent, generator=random),)
 
 
 def dcgan_generator(settings: GANSettings) -> nn.Module:
@@ -116,31 +120,16 @@ class SNGANGenerator(nn.Module):
 def save_generator(path: Path, generator: nn.Module, settings: GANSettings, data: str) -> None:
     """Write weights and settings as one safetensors file; `data` names the images it was trained on."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()}
-    write_whole(path, to_safetensors(tensors, {"settings": json.dumps(asdict(settings)), "data": data}))
+    write_file(path, _KIND, tensors, {"settings": asdict(settings), "data": data})
 
 
 def load_generator(path: Path) -> tuple[nn.Module, GANSettings, str]:
     """Read a file of `save_generator`: the generator in eval mode, its settings, the name of its training data.
 
-    Raises `ValueError` for a file that was not written by it.
+    Raises `CompressionError`, a `ValueError`, for a damaged file or one that was not written by it.
     """
-    metadata = read_metadata(path)
-    if "settings" not in metadata or "data" not in metadata:
-        raise ValueError(f"{path} holds no generator of train_gan.py: its metadata lack settings and data")
-    settings = GANSettings(**json.loads(metadata["settings"]))
+    tensors, content = read_file(path, _KIND)
+    settings = GANSettings(**content["settings"])
     generator = settings.generator()
-    generator.load_state_dict(load_file(path))
-    return generator.eval(), settings, metadata["data"]
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file."""
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that readers see all of it or nothing."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    generator.load_state_dict(tensors)
+    return generator.eval(), settings, content["data"]

@@ -9,7 +9,6 @@ The metric keeps the real images between epochs, so that each epoch pays for its
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from importlib.metadata import version
@@ -18,11 +17,12 @@ from pathlib import Path
 import matplotlib
 import torch
 from data import DATA, load_images
-from gans import GANSettings, write_whole
-from torch import Tensor
+from gans import GANSettings
 from tqdm import tqdm
 from train_gan import Training, TrainSettings
 
+from compressors.common.files import whole_file, write_json
+from compressors.common.generation import image_batches, to_images
 from torch_fidelity_lsh.streaming import LSHPrecisionRecall
 
 matplotlib.use("Agg")
@@ -45,8 +45,8 @@ def main() -> None:
 
     metric = LSHPrecisionRecall("efficientnet-lite0", metrics=("lsh", "lsh_knn"), reset_real_features=False).to(device)
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:samples]
-    for batch in images[chosen].split(BATCH):
-        metric.update(as_rgb(batch).to(device), real=True)
+    for batch in image_batches(images[chosen], BATCH):
+        metric.update(batch.to(device), real=True)
 
     history = []
     for epoch in tqdm(range(1, epochs + 1), desc="Epochs", unit="epoch", file=sys.stderr):
@@ -55,7 +55,7 @@ def main() -> None:
         generator = training.finished_generator()
         with torch.no_grad():
             for _ in range(-(-samples // BATCH)):
-                metric.update(as_rgb(to_uint8(generator(training.latents()))), real=False)
+                metric.update(to_images(generator(training.latents()), (-1, 1)), real=False)
         metric_values = {key: float(value) for key, value in metric.compute().items()}
         metric.reset()
         history.append({"epoch": epoch, "step": training.step, **metric_values})
@@ -72,18 +72,8 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch-fidelity-lsh", "torch", "torchmetrics")},
     }
     results = {"protocol": protocol, "results": history}
-    write_whole(arguments.output / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    write_json(arguments.output / "results.json", results)
     draw(history, arguments.output / "curves.png")
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Turn images in [-1, 1] into uint8."""
-    return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def as_rgb(images: Tensor) -> Tensor:
-    """Repeat the channel of grey images."""
-    return images.expand(-1, 3, -1, -1).contiguous()
 
 
 def draw(history: list[dict[str, float]], path: Path) -> None:
@@ -95,7 +85,8 @@ def draw(history: list[dict[str, float]], path: Path) -> None:
         panel.set(title=metric, xlabel="step", ylim=(-0.02, 1.02))
         panel.grid(alpha=0.3)
     panels[0].legend()
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)
     plt.close(figure)
 
 

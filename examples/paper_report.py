@@ -16,8 +16,7 @@ from collections.abc import Iterable, Sequence
 from math import hypot
 from pathlib import Path
 
-from gans import write_whole
-
+from compressors.common.files import write_text
 from compressors.study.table import DISTANCES, PRECISION_RECALL, Row, Score, Table
 
 COPIED = ("results.json", "results.csv", "real.png", "teacher.png", "samples.png")
@@ -118,7 +117,7 @@ def main() -> None:
     ]
     for name, table in tables.items():
         parts += [f"## {name}, against {ref}\n\n{changes_table(table, ref)}" for ref in table.references]
-    write_whole(arguments.output / "tables.md", ("\n\n".join(parts) + "\n").encode())
+    write_text(arguments.output / "tables.md", "\n\n".join(parts) + "\n")
 
 
 def _interval(row: Row, reference: str, score: Score) -> tuple[float, float]:

@@ -12,10 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from data import load_images
 from gans import load_generator
-from torch import Tensor
 
 from compressors import Quantizer
 from compressors.study import StudySettings, run_study
@@ -48,9 +46,6 @@ def study(folder: Path, stages: int, data_root: Path, samples: int, output: Path
     generator, gan, data = load_generator(folder / "generator.safetensors")
     images = load_images(data, data_root)[:samples]
 
-    def draw(count: int, random: torch.Generator) -> tuple[Tensor]:
-        return (torch.randn(count, gan.latent, generator=random),)
-
     settings = StudySettings(
         samples=len(images),
         metrics=("fid", "lsh", "lsh_knn", "prc"),
@@ -59,7 +54,7 @@ def study(folder: Path, stages: int, data_root: Path, samples: int, output: Path
         feature_extractor="efficientnet-lite0",
         keep_features=True,
     )
-    run_study(generator, draw, compressors(stages), images, output / folder.name, settings)
+    run_study(generator, gan.draw, compressors(stages), images, output / folder.name, settings)
 
 
 def main() -> None:

@@ -14,25 +14,23 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from data import load_images
-from gans import write_whole
 from sparse_arms import DENSE, Arm, Settings, arms
 from sparse_report import write_report
 from torch import Tensor
 from torchvision.utils import save_image
 
 from compressors import CompressionError
-from compressors.common.generation import drawn_batches, generated, image_batches
+from compressors.common.files import whole_file, write_json
+from compressors.common.generation import drawn_batches, generated
 from compressors.common.text import versions
 from compressors.sparse import MaskSet, hand_over, load_sparse, prune_by_magnitude, save_sparse, sparse_size
-from compressors.study.features import Extractor
-from torch_fidelity_lsh import calculate_metrics
+from compressors.study import StudySettings, extract_features, measure_generator
 
 EXTRACTOR = "efficientnet-lite0"
 POST_HOC = "pruned at the end"
@@ -42,27 +40,24 @@ class Bench:
     """Measures generators against the same real images, from the same latents."""
 
     def __init__(self, settings: Settings, images: Tensor, device: torch.device) -> None:
-        self.settings, self.channels, self.device = settings, images.shape[1], device
-        self.extractor = Extractor(EXTRACTOR, None, device)
-        self.reference = self.extractor(image_batches(images[: settings.samples], 100))
+        self.gan, self.device = settings.gan(images.shape[1]), device
+        self.settings = StudySettings(
+            samples=settings.samples,
+            metrics=("fid", "lsh", "lsh_knn"),
+            output_range=(-1, 1),
+            feature_extractor=EXTRACTOR,
+            batch_size=100,
+        )
+        self.reference = extract_features(images[: settings.samples], self.settings, device)
 
     def measure(self, generator: Path, scores: Path) -> None:
         """Write distance, precision and recall of a kept generator, and a picture of some samples."""
-        model = load_sparse(generator, self.settings.gan(self.channels).generator).to(self.device)
-        images = list(generated(model, self._latents(), (-1, 1), seed=0))
-        save_image(images[0][:16].float().cpu() / 255, scores.with_suffix(".png"), nrow=16, padding=1)
-        flags = {"fid": True, "lsh": True, "lsh_knn": True}
-        cuda = self.device.type == "cuda"
-        found = calculate_metrics(
-            input1=self.extractor(images), input2=self.reference, cuda=cuda, verbose=False, **flags
-        )
-        write_whole(scores, json.dumps(found).encode())
-
-    def _latents(self) -> Iterator[tuple[Any, ...]]:
-        def draw(count: int, random: torch.Generator) -> tuple[Tensor]:
-            return (torch.randn(count, self.settings.latent, generator=random),)
-
-        return drawn_batches(draw, self.settings.samples, 100, 2020, self.device)
+        model = load_sparse(generator, self.gan.generator).to(self.device)
+        latents = drawn_batches(self.gan.draw, 100, 100, self.settings.seed, self.device)
+        (images,) = generated(model, latents, self.settings.output_range, self.settings.seed)
+        with whole_file(scores.with_suffix(".png")) as temporary:
+            save_image(images[:16].float().cpu() / 255, temporary, nrow=16, padding=1)
+        write_json(scores, measure_generator(model, self.gan.draw, self.reference, self.settings))
 
 
 def train(label: str, settings: Settings, images: Tensor, seed: int, folder: Path) -> None:
@@ -89,7 +84,7 @@ def _keep(label: str, arm: Arm, masks: MaskSet, folder: Path, outcome: dict[str,
     }
     name = f"{label}-{outcome['seed']}"
     save_sparse(generator, folder / f"{name}.safetensors")
-    write_whole(folder / f"{name}.json", json.dumps(result).encode())
+    write_json(folder / f"{name}.json", result)
 
 
 def main() -> None:
@@ -129,10 +124,9 @@ def main() -> None:
 
 
 def _check_protocol(path: Path, protocol: dict[str, Any]) -> None:
-    text = json.dumps(protocol, indent=1)
-    if path.is_file() and path.read_text() != text:
+    if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(protocol)):
         sys.exit(f"{path.parent} holds runs of other settings or versions: choose another --output, or delete it")
-    write_whole(path, text.encode())
+    write_json(path, protocol)
 
 
 def _arguments() -> argparse.Namespace:

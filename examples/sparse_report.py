@@ -10,12 +10,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from gans import write_whole
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from paper_report import markdown
 from scipy.stats import t as student
+
+from compressors.common.files import whole_file, write_json, write_text
 
 Run = dict[str, Any]
 Value = Callable[[Run], float]
@@ -39,7 +40,7 @@ def write_report(folder: Path, protocol: dict[str, Any], labels: Sequence[str], 
     runs = [_run(path) for path in sorted((folder / "runs").glob("*-*.json"))]
     groups = {label: [run for run in runs if run["arm"] == label] for label in labels}
     content = {"protocol": protocol, "runs": [run for group in groups.values() for run in group]}
-    write_whole(folder / "results.json", (json.dumps(content, allow_nan=False) + "\n").encode())
+    write_json(folder / "results.json", content)
     compared = [f"Differences to {name!r}, paired by seed:\n\n{differences(groups, name)}" for name in baselines]
     text = "\n\n".join(
         (
@@ -51,7 +52,7 @@ def write_report(folder: Path, protocol: dict[str, Any], labels: Sequence[str], 
             *compared,
         )
     )
-    write_whole(folder / "table.md", (text + "\n").encode())
+    write_text(folder / "table.md", text + "\n")
     _save(_overview(groups, protocol), folder / "sparse_gan.png")
     _save(_samples(groups, folder / "scores"), folder / "samples.png")
     return text
@@ -189,6 +190,5 @@ def _samples(groups: dict[str, list[Run]], folder: Path) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f"part-{path.name}")
-    figure.savefig(temporary, dpi=100)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=100)

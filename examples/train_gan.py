@@ -9,23 +9,25 @@ and then `checkpoint.safetensors`, from which the same command goes on to the sa
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from data import DATA, load_images
-from gans import ARCHITECTURES, GANSettings, discriminator, read_metadata, save_generator, write_whole
-from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
+from gans import ARCHITECTURES, GANSettings, discriminator, save_generator
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torchvision.utils import save_image
 from tqdm import tqdm
+
+from compressors.common.files import read_file, whole_file, write_file, write_json
+
+_KIND = "training of train_gan.py"
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,16 @@ class Training:
         """Write the checkpoint."""
         tensors = {f"{name}.{key}": value for name, state in self._states().items() for key, value in state.items()}
         tensors["random"] = self.random.get_state()
-        metadata = {"step": str(self.step), "settings": self._identity()}
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        write_whole(path, to_safetensors(contiguous, metadata))
+        write_file(path, _KIND, contiguous, {"step": self.step, "settings": self._identity()})
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint of the same settings; raises `ValueError` for one of others."""
-        metadata = read_metadata(path)
-        if metadata.get("settings") != self._identity():
+        """Continue from a checkpoint of the same settings; raises `ValueError` for a damaged one, or one of others."""
+        tensors, content = read_file(path, _KIND)
+        if content["settings"] != self._identity():
             raise ValueError(f"{path} belongs to other settings: choose another --output, or delete it")
-        tensors = load_file(path)
         self.random.set_state(tensors.pop("random"))
-        self.step = int(metadata["step"])
+        self.step = content["step"]
         for name in ("generator", "discriminator", "average"):
             getattr(self, name).load_state_dict(_under(tensors, name))
         for name in ("generator_optimizer", "discriminator_optimizer"):
@@ -124,8 +124,8 @@ class Training:
             "discriminator_optimizer": _optimizer_state(self.discriminator_optimizer),
         }
 
-    def _identity(self) -> str:
-        return json.dumps({**asdict(self.gan), **asdict(self.settings), "steps": None, "checkpoint": None})
+    def _identity(self) -> dict[str, Any]:
+        return {**asdict(self.gan), **asdict(self.settings), "steps": None, "checkpoint": None}
 
     def _augmented(self, images: Tensor) -> Tensor:
         """Translate each image at random, repeating its border."""
@@ -176,15 +176,18 @@ def main() -> None:
     training = Training(gan, settings, device)
     checkpoint = output / "checkpoint.safetensors"
     if checkpoint.is_file():
-        training.load(checkpoint)
+        try:
+            training.load(checkpoint)
+        except ValueError as error:
+            sys.exit(str(error))
     outcome = train(training, images, checkpoint)
     generator = training.finished_generator()
     save_generator(output / "generator.safetensors", generator, gan, arguments.data)
-    with torch.no_grad():
-        save_image(generator(training.latents())[:64], output / "samples.png", normalize=True, value_range=(-1, 1))
+    with torch.no_grad(), whole_file(output / "samples.png") as temporary:
+        save_image(generator(training.latents())[:64], temporary, normalize=True, value_range=(-1, 1))
     parameters = sum(p.numel() for p in generator.parameters())
     results = {"data": arguments.data, "images": len(images), **asdict(gan), **asdict(settings), **outcome}
-    write_whole(output / "results.json", json.dumps({**results, "parameters": parameters}, indent=2).encode())
+    write_json(output / "results.json", {**results, "parameters": parameters})
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,3 +1,4 @@
+import importlib
 import json
 from pathlib import Path
 
@@ -12,12 +13,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.fixture
 def gans(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    return pytest.importorskip("gans")
+    return importlib.import_module("gans")
 
 
 @pytest.fixture
 def train_gan(gans):
-    return pytest.importorskip("train_gan")
+    return importlib.import_module("train_gan")
 
 
 def images(channels):
@@ -73,12 +74,25 @@ def test_the_shipped_generator_is_small_and_runs(gans):
     assert data == "digits"
 
 
-def test_a_foreign_file_is_refused(gans, tmp_path):
+def test_a_foreign_or_damaged_generator_is_refused_by_name(gans, train_gan, tmp_path):
     from safetensors.torch import save_file
 
-    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"holds no generator of train_gan\.py"):
-        gans.load_generator(tmp_path / "other.safetensors")
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"other\.safetensors has format None"):
+        gans.load_generator(path)
+
+    train_gan.Training(gans.GANSettings(width=2), train_gan.TrainSettings(), torch.device("cpu")).save(path)
+    with pytest.raises(ValueError, match=r"other\.safetensors holds a training .*; a generator of train_gan\.py is"):
+        gans.load_generator(path)
+
+    content = bytearray((EXAMPLES / "assets" / "digits_dcgan.safetensors").read_bytes())
+    for position in (-1, len(content) // 2, 20):
+        flipped = bytearray(content)
+        flipped[position] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"other\.safetensors"):
+            gans.load_generator(path)
 
 
 def test_missing_data_are_named(gans, tmp_path):
@@ -130,7 +144,7 @@ def test_the_report_says_what_fell_beyond_its_interval(gans, tmp_path, monkeypat
 
 
 def test_training_is_watched_epoch_by_epoch(gans, tmp_path, monkeypatch):
-    monitor = pytest.importorskip("monitor_training")
+    monitor = importlib.import_module("monitor_training")
     monkeypatch.setattr("sys.argv", ["monitor_training.py", "--quick", "--output", str(tmp_path)])
     monitor.main()
     results = json.loads((tmp_path / "results.json").read_text())["results"]

@@ -1,18 +1,20 @@
 import csv
 import json
+import random
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from torch_fidelity import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from compressors import ChannelPruner, CompressionError, ContractBroken, Pipeline, Quantizer
-from compressors.study import StudySettings, run_study
+from compressors.study import StudySettings, extract_features, measure_generator, run_study
 from compressors.study.table import Table
 
 SETTINGS = StudySettings(
@@ -75,6 +77,11 @@ class Folder(Dataset):
 
     def __getitem__(self, index):
         return self.images[index]
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(lambda: torch.zeros(1, 4, 4, dtype=torch.uint8), None)
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,20 @@ def test_files_hold_the_table(study, tmp_path):
     assert [row["compressor"] for row in rows] == [row.compressor for row in table.rows]
     assert float(rows[1]["real_lsh_recall"]) == table.rows[1].scores["real"]["lsh_recall"]
     assert rows[0]["bits"] == ""
+
+
+def test_no_damage_turns_a_table_into_another(study, tmp_path):
+    study()
+    path, chance = tmp_path / "results.json", random.Random(0)
+    content = path.read_bytes()
+    for _ in range(300):
+        broken = bytearray(content)
+        broken[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(broken[: chance.choice((len(content), chance.randrange(len(content))))])
+        if path.read_bytes().split() == content.split():
+            continue  # A blank in place of another.
+        with pytest.raises(CompressionError, match=r"results\.json is damaged or no table of a study"):
+            Table.load(path)
 
 
 def test_both_references(study):
@@ -298,9 +319,18 @@ def test_out_of_memory_marks_the_row_which_is_tried_again(study, tiny, error):
     assert tiny.images == images
 
 
-def test_errors_of_the_program_are_not_hidden(study):
-    with pytest.raises(RuntimeError, match="bug"):
-        study([Failing(RuntimeError("bug"))])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_row_with_a_bug_does_not_end_the_study_and_is_tried_again(study, tiny, late):
+    table = study([Failing(RuntimeError("bug"), late), Quantizer(3)])
+    failed, measured = table.rows[1:]
+    assert (failed.status, measured.status) == ("failed", "measured")
+    assert failed.note.startswith("RuntimeError: bug (test_study.py, line ")
+    assert failed.note.endswith("in forward)" if late else "in compress)")
+    images = tiny.images
+    # Under the same name, mended.
+    again = study({"failing": Quantizer(8), "quantize W3": Quantizer(3)})
+    assert [row.status for row in again.rows] == ["measured"] * 3
+    assert tiny.images == images + 40
 
 
 class Returns(nn.Module):
@@ -364,6 +394,12 @@ def test_images_are_converted_as_declared(make, declared):
         ({"reference": Folder(torch.rand(9, 3, 4, 4))}, "uint8 tensors C x H x W; got torch.float32"),
         ({"reference": np.zeros((1, 12), np.float32)}, "at least 2"),
         ({"reference": "images"}, "got str"),
+        (
+            {"reference": Folder([torch.zeros(1, 4, n, dtype=torch.uint8) for n in (4, 5)])},
+            "images of one size: Runtime",
+        ),
+        ({"reference": Endless()}, "must know its length: give Endless a method __len__"),
+        ({"compressors": Quantizer(4)}, "compressors must be a list of compressors, or .*; got Quantizer"),
         ({"compressors": [Quantizer(4), Quantizer(4, per_channel=False)]}, "two are called 'quantize W4'"),
         ({"compressors": {"W4": 4}}, "'W4' has no method compress"),
         ({"draw": lambda n, random: torch.randn(n, 4)}, "what draw returns must be a non-empty tuple"),
@@ -374,7 +410,174 @@ def test_bad_settings_are_named(study, changes, message):
         study(**changes)
 
 
-def test_a_damaged_file_of_rows_is_named(study, tmp_path):
-    (tmp_path / "rows.json").write_text('{"a": ')
-    with pytest.raises(CompressionError, match=r"rows\.json is damaged"):
-        study()
+def plain_function(z):
+    return z
+
+
+class Pipe:
+    """Holds networks and is called, as pipelines of diffusers are."""
+
+    def __init__(self):
+        self.unet, self.vae, self.scheduler = nn.Linear(4, 4), nn.Linear(4, 4), "ddim"
+
+    def __call__(self):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (plain_function, "generator must be a torch.nn.Module; got the function plain_function; write a torch.nn.Mod"),
+        (Spy, r"generator must be a torch.nn.Module; got the class Spy; pass an instance of it, Spy\(...\)"),
+        (Pipe(), "got Pipe; it holds the modules unet, vae: pass the one that is to be compressed"),
+        (None, "generator must be a torch.nn.Module; got NoneType"),
+    ],
+)
+def test_what_is_no_module_is_refused_with_the_way_out(study, model, message):
+    with pytest.raises(CompressionError, match=message):
+        study([], model=model)
+
+
+def test_a_draw_that_ignores_its_generator_is_refused(study):
+    with pytest.raises(CompressionError, match=r"draw returns other values when it is called again with the same seed"):
+        study([], draw=lambda n, random: (torch.randn(n, 4), torch.zeros(n, 2)))
+
+
+def test_a_failing_draw_is_named_with_its_place(study):
+    def broken(n, random):
+        raise KeyError("labels")
+
+    with pytest.raises(CompressionError, match=r"draw\(8, random\) fails: KeyError: 'labels' \(test_study.py, line "):
+        study([], draw=broken)
+
+
+def test_a_draw_of_fewer_samples_than_asked_for_is_refused(study):
+    def eight(n, random):
+        return draw(8, random)
+
+    with pytest.raises(CompressionError, match="for 40 samples and led to 24 images"):
+        study([], draw=eight)
+
+
+def test_one_generator_alone_gets_the_scores_of_its_row(study, generator, real):
+    metrics = ("lsh", "prc")
+    small = Pipeline(ChannelPruner(0.5), Quantizer(4)).compress(generator, draw(8, torch.Generator()))
+    table = study({"small": small}, metrics=metrics)
+    settings = replace(SETTINGS, metrics=metrics)
+    features = extract_features(real, settings)
+    for model, row in zip((generator.train(), small), table.rows, strict=True):
+        assert measure_generator(model, draw, real, settings) == row.scores["real"]
+        assert measure_generator(model, draw, features, settings) == row.scores["real"]
+    assert generator.training
+
+
+def test_a_generator_that_cannot_be_measured_alone_is_refused(real):
+    with pytest.raises(CompressionError, match=r"model must be a torch.nn.Module; got the function plain_f"):
+        measure_generator(plain_function, draw, real, SETTINGS)
+    with pytest.raises(
+        CompressionError, match=r"does not run on what draw\(8, random\) returns: .*\(test_study.py, li"
+    ):
+        measure_generator(Spy(), lambda n, random: (torch.randn(n, 2, generator=random),) * 2, real, SETTINGS)
+    with pytest.raises(CompressionError, match="reference must be images"):
+        measure_generator(Spy(), draw, None, SETTINGS)
+
+
+def test_models_compressed_elsewhere_are_rows(study, generator, tmp_path):
+    small = ChannelPruner(0.5).compress(generator, draw(3, torch.Generator().manual_seed(1)))
+    other = Spy()
+    ways = {"W8": Quantizer(8), "pruned": small, "the same module": small.model, "other": other}
+    table = study(ways, pictures=True)
+    assert (tmp_path / "real.png").is_file()
+    _, _, pruned, module, foreign = table.rows
+    assert pruned.scores == module.scores != foreign.scores
+    sizes = ("parameters", "macs", "bytes", "sqnr_db")
+    row = study([ChannelPruner(0.5)]).rows[1]
+    assert row.scores == pruned.scores
+    for name in sizes:
+        assert getattr(row, name) == getattr(pruned, name) == getattr(module, name)
+    assert (row.ratio, pruned.ratio, module.ratio) == (0.5, 0.5, None)
+    assert foreign.parameters == table.rows[0].parameters
+    assert other.training
+    assert generator.training
+
+
+def test_a_model_that_returns_other_images_than_the_generator_fails_as_a_row(study):
+    table = study({"wide": Spy(channels=3), "W8": Quantizer(8)})
+    assert table.rows[1].note == (
+        "ContractBroken: wide returns other shapes than the uncompressed model: (8, 3, 4, 4); the uncompressed one "
+        "returns (8, 1, 4, 4)"
+    )
+    assert table.rows[2].status == "measured"
+
+
+@pytest.mark.parametrize(
+    ("ways", "message"),
+    [
+        ({"W4": Quantizer}, "'W4' has no method compress and is no model: <class"),
+        ([Spy()], "has no name; pass a mapping of labels to compressors"),
+    ],
+)
+def test_what_is_no_way_to_a_row_is_refused(study, ways, message):
+    with pytest.raises(CompressionError, match=message):
+        study(ways)
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_the_work(study, tmp_path, generator, real):
+    (tmp_path / "file").touch()
+    with pytest.raises(CompressionError, match=r"folder: .*file cannot be made"):
+        run_study(generator, draw, [], real, tmp_path / "file", SETTINGS)
+    assert not Spy.seen
+
+
+def test_scores_do_not_depend_on_the_autocast_of_the_caller(study, tmp_path):
+    first = study()
+    (tmp_path / "rows.json").unlink()
+    with torch.autocast("cpu", torch.bfloat16):
+        again = study()
+    assert [row.scores for row in again.rows] == [row.scores for row in first.rows]
+
+
+class Scribbler(Spy):
+    """Computes what Spy does, and writes into its inputs."""
+
+    def forward(self, z, label):
+        image = super().forward(z, label)
+        z *= 255
+        label.zero_()
+        return image
+
+
+def test_a_forward_that_writes_into_its_input_changes_no_number(study, tmp_path, generator):
+    clean = study()
+    scribbler = Scribbler()
+    scribbler.load_state_dict(generator.state_dict())
+    dirty = study(model=scribbler)
+    for row, other in zip(clean.rows, dirty.rows, strict=True):
+        assert (row.scores, row.sqnr_db) == (other.scores, other.sqnr_db)
+        assert imread(tmp_path / row.samples).tolist() == imread(tmp_path / other.samples).tolist()
+
+
+def test_an_extractor_that_writes_into_its_input_changes_no_picture_or_reference(study, tmp_path, real, monkeypatch):
+    class Writing(Tiny):
+        def forward(self, x):
+            features = super().forward(x)
+            x.zero_()
+            return features
+
+    before = real.clone()
+    clean = study()
+    monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, "tiny", Writing)
+    dirty = study()
+    assert torch.equal(real, before)
+    for row, other in zip(clean.rows, dirty.rows, strict=True):
+        assert row.scores == other.scores
+        assert row.samples != other.samples
+        assert imread(tmp_path / row.samples).tolist() == imread(tmp_path / other.samples).tolist()
+
+
+def test_the_random_state_of_the_caller_stays(study):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    study([Quantizer(8)])
+    assert torch.equal(torch.rand(2), expected)

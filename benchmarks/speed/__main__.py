@@ -9,7 +9,6 @@ Prints the tables; writes them, pictures and all numbers to the output folder. M
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -27,8 +26,10 @@ from bench import GIB, Bench
 from contestants import CONTESTANTS
 from rivals import HNSW_DESCRIPTION
 from sections import SECTIONS
-from storage import Store, write_atomically
+from storage import Store
 from synthetic import DESCRIPTION
+
+from compressors.common.files import write_json, write_text
 
 PACKAGES = (
     "torch-fidelity-lsh",
@@ -100,8 +101,8 @@ def main() -> None:
         },
         **results.to_json(bench, sections),
     }
-    write_atomically(args.output / "results.json", json.dumps(numbers, indent=1) + "\n")
-    write_atomically(args.output / "table.md", text + "\n")
+    write_json(args.output / "results.json", numbers)
+    write_text(args.output / "table.md", text + "\n")
     for path in plots.draw_all(bench, sections, args.output):
         print(f"Picture: {path}")
 

@@ -10,6 +10,8 @@ import numpy as np
 from bench import Bench
 from sections import GROWTH, PEERS, Section
 
+from compressors.common.files import whole_file
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -101,6 +103,7 @@ def _title(bench: Bench, text: str) -> str:
 
 
 def _save(figure: plt.Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)
     plt.close(figure)
     return path

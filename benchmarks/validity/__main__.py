@@ -11,7 +11,6 @@ with the code of a check or metric.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -34,7 +33,9 @@ from detection import LEVEL, PERMUTATIONS, Detection
 from intervals import HELD, WIDTH
 from ordinary import ORDINARY
 from real_features import extract, features_file
-from storage import Store, write_atomically
+from storage import Store
+
+from compressors.common.files import write_json, write_text
 
 SUITE_LEGEND = (
     "Cells: property, then bounds (hypercube: value, then convergence). T passed, F failed; "
@@ -172,6 +173,7 @@ def sanity_sections(board: Board, store: Store, checks: Sequence[Check], metrics
         sections["* Too expensive, not measured"] = expensive
     if checks and (ours := [metric for metric in metrics if metric.ours]):
         sections["Failed by ours"] = report.failures(board, store, checks, ours)
+<<<<<<< HEAD
     return sections
 
 
@@ -194,6 +196,27 @@ def ordinary_sections(
     if detection:
         sections["Strangers found"] = f"{DETECTION_LEGEND}\n\n{report.detection_table(detection, store)}"
     return sections
+=======
+    if args.quick:
+        sections["Quick run"] = "Few repeats, points and dimensions: borderline cells are noise."
+    text = "\n\n".join(f"## {title}\n\n{body}" for title, body in sections.items())
+    print(text)
+    protocol = {
+        "quick": args.quick,
+        "jobs": args.jobs,
+        "threads_per_job": 1,
+        "seconds": round(seconds),
+        "seeds": "each draw's and each metric's from the names of check, group, point and repeat",
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    results = {"protocol": protocol, "results": report.to_json(board, store, checks, metrics)}
+    write_json(args.output / "results.json", results)
+    write_text(args.output / "table.md", text + "\n")
+    for path in pictures.draw_all(board, store, args.output):
+        print(f"Picture: {path}")
+>>>>>>> housestudy
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from detection import LEVEL, TESTS, Detection
 from ordinary import ORDINARY, situations_of
 from storage import Store
 
+from compressors.common.files import whole_file
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -196,6 +198,7 @@ def _panels(
 
 
 def _save(figure: plt.Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)
     plt.close(figure)
     return path

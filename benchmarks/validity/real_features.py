@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from compressors.common.files import whole_file
 from torch_fidelity_lsh.fidelity.feature_extractor_efficientnet_lite0 import NAME, FeatureExtractorEfficientNetLite0
 
 # As many known digits as two sides of 10,000 need.
@@ -36,9 +37,8 @@ def extract(path: Path, data_root: Path | None, quick: bool) -> None:
 
 def save_features(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write a file that is whole or not there."""
-    temporary = path.with_suffix(".partial.npz")
-    np.savez(temporary, **arrays)
-    temporary.replace(path)
+    with whole_file(path, ".npz") as temporary:
+        np.savez(temporary, **arrays)
 
 
 def load_images(data_root: Path | None, limit: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
+from torch import nn
+
 from compressors.errors import CompressionError
 
 
@@ -63,6 +65,25 @@ def check_inputs(argument: str, inputs: Any) -> tuple[Any, ...]:
             f"got {type(inputs).__name__}"
         )
     return inputs
+
+
+def check_module(argument: str, model: Any) -> nn.Module:
+    """Return `model` if it is a module, else raise `CompressionError` with the way to make it one."""
+    if isinstance(model, nn.Module):
+        return model
+    parts = [name for name, value in getattr(model, "__dict__", {}).items() if isinstance(value, nn.Module)]
+    if isinstance(model, type):
+        got, hint = f"the class {model.__name__}", f"; pass an instance of it, {model.__name__}(...)"
+    elif callable(model) and not parts:
+        name = getattr(model, "__name__", type(model).__name__)
+        got, hint = (
+            f"the function {name}",
+            "; write a torch.nn.Module whose forward calls it and that holds its networks",
+        )
+    else:
+        got = f"{type(model).__name__}"
+        hint = f"; it holds the modules {', '.join(parts)}: pass the one that is to be compressed" if parts else ""
+    raise CompressionError(f"{argument} must be a torch.nn.Module; got {got}{hint}")
 
 
 def matching(argument: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:

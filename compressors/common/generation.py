@@ -7,10 +7,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from compressors.common.checks import check_inputs
-from compressors.common.measure import Inputs
+from compressors.common.measure import Inputs, forward
+from compressors.common.text import described
 from compressors.errors import CompressionError, ContractBroken
 
 Draw: TypeAlias = Callable[[int, torch.Generator], Inputs]
@@ -25,14 +27,24 @@ _OVERSHOOT = 0.05
 
 
 def drawn_batches(draw: Draw, count: int, batch_size: int, seed: int, device: torch.device) -> Iterator[Inputs]:
-    """Yield the forward arguments of `count` samples on `device`, the same on every call."""
+    """Yield the forward arguments of `count` samples on `device`, the same on every call.
+
+    Raises `CompressionError` where `draw` fails or returns no tuple.
+    """
     random = torch.Generator().manual_seed(seed)
     for start in range(0, count, batch_size):
-        drawn = check_inputs("what draw returns", draw(min(batch_size, count - start), random))
-        yield tuple(item.to(device) if isinstance(item, Tensor) else item for item in drawn)
+        size = min(batch_size, count - start)
+        try:
+            drawn = draw(size, random)
+        except Exception as error:
+            raise CompressionError(f"draw({size}, random) fails: {described(error)}") from error
+        arguments: Inputs = tree_map(
+            lambda item: item.to(device) if isinstance(item, Tensor) else item,
+            check_inputs("what draw returns", drawn),
+        )
+        yield arguments
 
 
-@torch.no_grad()
 def generated(
     model: nn.Module, batches: Iterable[Inputs], output_range: OutputRange | None, seed: int
 ) -> Iterator[Tensor]:
@@ -41,10 +53,7 @@ def generated(
     Noise drawn inside the model is the same for the same `seed`. Raises `ContractBroken` for NaN.
     """
     for index, inputs in enumerate(batches):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed + index)
-            output = model(*inputs)
-        yield to_images(output, output_range)
+        yield to_images(forward(model, inputs, seed + index), output_range)
 
 
 def to_images(output: Any, output_range: OutputRange | None) -> Tensor:
@@ -67,7 +76,7 @@ def to_images(output: Any, output_range: OutputRange | None) -> Tensor:
                 f"the generator returns {output.dtype} and torch-fidelity takes uint8: declare output_range=(-1, 1) "
                 "or (0, 1) to have it converted"
             )
-        return output.expand(-1, 3, -1, -1)
+        return output.clone().expand(-1, 3, -1, -1)
     if not output.is_floating_point():
         raise CompressionError(f"output_range={output_range} is for float images; the generator returns {output.dtype}")
     if not output.isfinite().all():
@@ -93,7 +102,18 @@ def check_range(output: Tensor, output_range: OutputRange | None) -> None:
 
 def image_batches(images: Tensor | Dataset[Tensor], batch_size: int) -> Iterator[Tensor]:
     """Yield real images in batches uint8 B x 3 x H x W; raises `CompressionError` for images of another kind."""
-    for batch in DataLoader(images, batch_size=batch_size):  # type: ignore[arg-type]  # A tensor serves as data set.
+    # A tensor serves as data set. The generator is not used, but without it the random state of the caller would be.
+    loader = DataLoader(images, batch_size=batch_size, generator=torch.Generator())  # type: ignore[arg-type]
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise CompressionError(
+                f"reference cannot be read as images of one size: {described(error).strip()}"
+            ) from error
         if not isinstance(batch, Tensor) or batch.dtype != torch.uint8:
             got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
             raise CompressionError(f"reference must hold images as uint8 tensors C x H x W; got {got}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressors.errors import CompressionError, ContractBroken
@@ -17,11 +19,39 @@ Inputs: TypeAlias = tuple[Any, ...]
 """The arguments of one forward pass."""
 
 
-def run(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """Return the tensors in `model(*inputs)`, in order; noise drawn inside the model is the same on every call."""
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        return list(_tensors(model(*inputs)))
+def copied(inputs: Inputs) -> Inputs:
+    """Return copies of forward arguments, of what lists and dicts in them hold too: a forward may write into them."""
+    arguments: Inputs = tree_map(_copied, inputs)
+    return arguments
+
+
+def _copied(item: Any) -> Any:
+    if isinstance(item, Tensor):
+        return item.detach().clone()
+    try:
+        return copy.deepcopy(item)
+    except Exception:  # An object that cannot be copied, such as a lock, is passed on as it is.
+        return item
+
+
+@torch.no_grad()
+def forward(model: nn.Module, inputs: Inputs, seed: int | None = None) -> Any:
+    """Return `model(*inputs)`, run on copies of `inputs` and without gradients.
+
+    All passes that only measure go through here. With a `seed` noise drawn inside the model is the same on every call,
+    and the random state of the caller stays as it was.
+    """
+    arguments = copied(inputs)
+    if seed is None:
+        return model(*arguments)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return model(*arguments)
+
+
+def run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Return copies of the tensors in `model(*inputs)`, in order; see `forward`."""
+    return [output.clone() for output in _tensors(forward(model, inputs, seed=0))]
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

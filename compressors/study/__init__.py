@@ -8,7 +8,9 @@
 >>> table = run_study(generator, draw, [Quantizer(8), Quantizer(4)], images, "study", settings)  # doctest: +SKIP
 """
 
-from compressors.study.runner import StudySettings, run_study
+from compressors.study.measure import extract_features, measure_generator
+from compressors.study.runner import run_study
+from compressors.study.settings import StudySettings
 from compressors.study.table import Row, Table
 
-__all__ = ["Row", "StudySettings", "Table", "run_study"]
+__all__ = ["Row", "StudySettings", "Table", "extract_features", "measure_generator", "run_study"]

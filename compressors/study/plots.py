@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -18,6 +20,9 @@ with extra("plots"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import imread
+
+PICTURED = 64
+"""Samples in the picture of a row."""
 
 _STRIP = 8  # Samples in a line of a row's picture; the picture of all rows shows the first line of each.
 
@@ -48,10 +53,20 @@ def save_pictures(table: Table, folder: Path) -> None:
         _save(_samples(pictured, folder), folder / "samples.png")
 
 
-def save_samples(images: Tensor, path: Path) -> None:
-    """Write images, uint8 N x 3 x H x W, as one PNG without gaps, 8 in a line."""
+def save_samples(batches: Iterable[Tensor], path: Path) -> None:
+    """Write the first 64 images of batches, uint8 B x 3 x H x W, as one PNG without gaps, 8 in a line."""
+    images = torch.cat([batch.cpu() for batch in batches])[:PICTURED]
     with whole_file(path) as temporary:
         save_image(images.float() / 255, temporary, nrow=_STRIP, padding=0)
+
+
+def is_picture(path: Path) -> bool:
+    """Tell whether a file is a picture that can be read."""
+    try:
+        imread(path)
+    except Exception:  # Readers raise errors of many types.
+        return False
+    return True
 
 
 def _overview(table: Table, reference: str) -> Figure:

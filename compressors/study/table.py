@@ -11,8 +11,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
-from compressors.common.files import write_json, write_text
+from compressors.common.files import digest, write_json, write_text
 from compressors.common.text import aligned
+from compressors.errors import CompressionError
 
 Status = Literal["measured", "failed", "out of memory"]
 
@@ -63,7 +64,7 @@ class Row:
         scores: by reference ("real", "teacher"), what the fidelity call returned.
         samples: picture of the first samples, relative to the folder of the study.
         status: "failed" and "out of memory" rows have no scores, and the sizes only if the failure came late.
-        note: what went wrong.
+        note: what went wrong, or has to be known of the row.
     """
 
     compressor: str
@@ -106,24 +107,38 @@ class Table:
         return tuple(dict.fromkeys(name for row in self.rows for name in row.scores))
 
     def __str__(self) -> str:
-        """Return the table as text, one block per reference, and what failed; ± is half a 95 % interval."""
+        """Return the table as text, one block per reference, then the notes; ± is half a 95 % interval."""
         blocks = [self._block(reference) for reference in self.references]
-        notes = [f"{row.compressor}: {row.status}: {row.note}" for row in self.rows if row.status != "measured"]
+        notes = [
+            f"{row.compressor}: {row.note}"
+            if row.status == "measured"
+            else f"{row.compressor}: {row.status}: {row.note}"
+            for row in self.rows
+            if row.note
+        ]
         return "\n\n".join([*blocks, *notes])
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the table as a JSON object."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the table as what JSON can hold."""
         return {"protocol": dict(self.protocol), "rows": [asdict(row) for row in self.rows]}
 
     @classmethod
     def load(cls, path: str | Path) -> Table:
-        """Read a file of `save_json`."""
-        content = json.loads(Path(path).read_text())
-        return cls(tuple(Row(**row) for row in content["rows"]), content["protocol"])
+        """Read a file of `save_json`; raises `CompressionError` where its checksum does not fit its content."""
+        try:
+            content = json.loads(Path(path).read_bytes())
+            if content.pop("sha256") != _checksum(content):
+                raise ValueError("its checksum does not fit its content")
+            return cls(tuple(Row(**row) for row in content["rows"]), content["protocol"])
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            raise CompressionError(
+                f"path: {path} is damaged or no table of a study ({type(error).__name__}: {error}); "
+                "the same study writes it again from its finished rows"
+            ) from error
 
     def save_json(self, path: str | Path) -> None:
-        """Write the table as JSON, whole or not at all."""
-        write_json(path, self.to_json())
+        """Write the table as JSON with a checksum, whole or not at all."""
+        write_json(path, {**self.to_dict(), "sha256": _checksum(self.to_dict())})
 
     def save_csv(self, path: str | Path) -> None:
         """Write the table as CSV: sizes, then ``<reference>_<key>`` for every score, then status and note."""
@@ -141,6 +156,10 @@ class Table:
         header = ("compressor", "bits", "ratio", "parameters", "MACs", "kB", "ms", *(score.title for score in shown))
         lines = aligned([header, *(_cells(row, reference, shown) for row in self.rows)])
         return "\n".join([f"against {reference}:", *lines])
+
+
+def _checksum(content: Any) -> str:
+    return digest([json.dumps(content, sort_keys=True)])
 
 
 def _cells(row: Row, reference: str, shown: list[Score]) -> tuple[str, ...]:
