@@ -136,7 +136,7 @@ def write_report(
             given["Quick run"] = "Few repeats, points and dimensions: borderline cells are noise."
         text = "\n\n".join(f"## {title}\n\n{body}" for title, body in given.items())
         print(text)
-        write_atomically(args.output / TABLES[page], text + "\n")
+        write_text(args.output / TABLES[page], text + "\n")
     protocol = {
         "quick": args.quick,
         "jobs": args.jobs,
@@ -153,7 +153,7 @@ def write_report(
     results["intervals"] = report.intervals_to_json(board, store, [c for c in checks if c.ours_only], metrics)
     if detection:
         results["detection"] = report.detection_to_json(detection, store)
-    write_atomically(args.output / "results.json", json.dumps(results, indent=1) + "\n")
+    write_json(args.output / "results.json", results)
     for path in pictures.draw_all(board, detection, store, args.output):
         print(f"Picture: {path}")
 
@@ -173,7 +173,6 @@ def sanity_sections(board: Board, store: Store, checks: Sequence[Check], metrics
         sections["* Too expensive, not measured"] = expensive
     if checks and (ours := [metric for metric in metrics if metric.ours]):
         sections["Failed by ours"] = report.failures(board, store, checks, ours)
-<<<<<<< HEAD
     return sections
 
 
@@ -196,27 +195,6 @@ def ordinary_sections(
     if detection:
         sections["Strangers found"] = f"{DETECTION_LEGEND}\n\n{report.detection_table(detection, store)}"
     return sections
-=======
-    if args.quick:
-        sections["Quick run"] = "Few repeats, points and dimensions: borderline cells are noise."
-    text = "\n\n".join(f"## {title}\n\n{body}" for title, body in sections.items())
-    print(text)
-    protocol = {
-        "quick": args.quick,
-        "jobs": args.jobs,
-        "threads_per_job": 1,
-        "seconds": round(seconds),
-        "seeds": "each draw's and each metric's from the names of check, group, point and repeat",
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-    }
-    results = {"protocol": protocol, "results": report.to_json(board, store, checks, metrics)}
-    write_json(args.output / "results.json", results)
-    write_text(args.output / "table.md", text + "\n")
-    for path in pictures.draw_all(board, store, args.output):
-        print(f"Picture: {path}")
->>>>>>> housestudy
 
 
 if __name__ == "__main__":
