@@ -30,6 +30,7 @@ Its state dict differs in names alone. A learned constant input is pruned along 
 ``ChannelPruner(..., param_dims={"const": 1})``.
 """
 
+from compressors.core.architecture import Architecture, register_architecture
 from compressors.core.clip import Clip
 from compressors.core.model import CompressedModel, Compressor
 from compressors.core.recipe import Recipe
@@ -42,6 +43,7 @@ from compressors.quantize.clipper import Clipper
 from compressors.quantize.quantizer import Quantizer
 
 __all__ = [
+    "Architecture",
     "ChannelPruner",
     "Clip",
     "Clipper",
@@ -58,4 +60,5 @@ __all__ = [
     "Size",
     "UnsupportedModule",
     "export_onnx",
+    "register_architecture",
 ]

@@ -25,11 +25,11 @@ from sparse_report import write_report
 from torch import Tensor
 from torchvision.utils import save_image
 
-from compressors import CompressionError
+from compressors import CompressedModel, CompressionError
 from compressors.common.files import whole_file, write_json
 from compressors.common.generation import drawn_batches, generated
 from compressors.common.text import versions
-from compressors.sparse import MaskSet, hand_over, load_sparse, prune_by_magnitude, save_sparse, sparse_size
+from compressors.sparse import MaskSet, hand_over, prune_by_magnitude
 from compressors.study import StudySettings, extract_features, measure_generator
 
 EXTRACTOR = "efficientnet-lite0"
@@ -52,7 +52,7 @@ class Bench:
 
     def measure(self, generator: Path, scores: Path) -> None:
         """Write distance, precision and recall of a kept generator, and a picture of some samples."""
-        model = load_sparse(generator, self.gan.generator).to(self.device)
+        model = CompressedModel.load(generator, self.gan.generator).model.to(self.device)
         latents = drawn_batches(self.gan.draw, 100, 100, self.settings.seed, self.device)
         (images,) = generated(model, latents, self.settings.output_range, self.settings.seed)
         with whole_file(scores.with_suffix(".png")) as temporary:
@@ -74,16 +74,17 @@ def train(label: str, settings: Settings, images: Tensor, seed: int, folder: Pat
 
 
 def _keep(label: str, arm: Arm, masks: MaskSet, folder: Path, outcome: dict[str, Any]) -> None:
-    generator = hand_over(arm.sparse.finished_generator([arm.latents() for _ in range(100)]), masks)
+    generator = arm.sparse.finished_generator([arm.latents() for _ in range(100)])
+    small = hand_over(generator, (arm.latents()[:1],), masks)
     result = {
         "arm": label,
         **outcome,
         "generator_density": masks.density,
-        "size": asdict(sparse_size(generator)),
+        "size": {"dense_bytes": small.report.before.bytes, "sparse_bytes": small.report.after.bytes},
         "cost": {accounting: arm.cost.share_of_dense(accounting) for accounting in arm.cost.macs},
     }
     name = f"{label}-{outcome['seed']}"
-    save_sparse(generator, folder / f"{name}.safetensors")
+    small.save(folder / f"{name}.safetensors")
     write_json(folder / f"{name}.json", result)
 
 

@@ -37,7 +37,7 @@ Z = (torch.randn(2, LATENT, generator=torch.Generator().manual_seed(0)),)
         (lambda: Quantizer(True), "bits must be .* got True"),
         (lambda: Quantizer({"*": 16}), "bits must be .* got 16"),
         (lambda: Quantizer(8, act_bits=1), "act_bits must be .* got 1"),
-        (lambda: Quantizer(8, skip="rgb"), "skip must be a tuple of layer names or glob patterns; got 'rgb'"),
+        (lambda: Quantizer(8, exclude="rgb"), "exclude must be a tuple of layer names or glob patterns; got 'rgb'"),
         (lambda: Quantizer(8, min_coverage=90), "min_coverage must be a number from 0 to 1; got 90"),
         (lambda: Quantizer(8, clip="kl"), "clip must be one of max, percentile, .* got 'kl'"),
         (lambda: Quantizer(8, clip=-1.0), "'threshold' takes a number above 0 .* got -1.0"),
@@ -55,7 +55,7 @@ Z = (torch.randn(2, LATENT, generator=torch.Generator().manual_seed(0)),)
         (lambda: ChannelPruner(0.5, importance="l2"), "importance must be a function .* got 'l2'"),
         (lambda: ChannelPruner(0.5, scope="all"), "scope must be one of local, global; got 'all'"),
         (lambda: ChannelPruner(0.5, round_to=0), "round_to must be a positive integer or None; got 0"),
-        (lambda: ChannelPruner(0.5, keep="rgb"), "keep must be a tuple .* got 'rgb'"),
+        (lambda: ChannelPruner(0.5, exclude="rgb"), "exclude must be a tuple .* got 'rgb'"),
         (lambda: Pipeline(), "stages must be one or more compressors"),
         (lambda: Pipeline(DCGAN()), "stages must be one or more compressors"),
     ],
@@ -69,9 +69,9 @@ def test_settings_that_make_no_sense(create: Any, message: str) -> None:
     ("compressor", "message"),
     [
         (Quantizer({"rgb": 8, "*": 4}), "bits: 'rgb' matches no layer; the layers are layers.0, layers.3, layers.6"),
-        (Quantizer({"layers.0": 8}), r'bits: no pattern matches layers.3, layers.6; add "\*", or list them in skip'),
-        (Quantizer(4, skip=("fc*",)), r"skip: 'fc\*' matches no layer"),
-        (ChannelPruner(0.5, keep=("rgb",)), "keep: 'rgb' matches no layer"),
+        (Quantizer({"layers.0": 8}), r'bits: no pattern matches layers.3, layers.6; add "\*", or list them in exclude'),
+        (Quantizer(4, exclude=("fc*",)), r"exclude: 'fc\*' matches no layer"),
+        (ChannelPruner(0.5, exclude=("rgb",)), "exclude: 'rgb' matches no layer"),
         (ChannelPruner(0.5, param_dims={"const": 1}), "param_dims: const not among .* there are none"),
     ],
 )
@@ -123,16 +123,16 @@ def test_a_clipping_function_that_returns_no_threshold(create: Any) -> None:
             create(clip=lambda weight, value=value: value).compress(DCGAN(), Z)
 
 
-def test_skipping_every_layer_is_no_compression() -> None:
+def test_excluding_every_layer_is_no_compression() -> None:
     with pytest.raises(NothingCompressed, match="leaves no layer"):
-        Quantizer(4, skip=("*",)).compress(DCGAN(), Z)
+        Quantizer(4, exclude=("*",)).compress(DCGAN(), Z)
 
 
 def test_keeping_every_layer_is_no_compression() -> None:
     with pytest.raises(
         NothingCompressed, match=r"ratio=0\.5 left (.*) of \1 parameters \(.*layers\.6: output channels"
     ):
-        ChannelPruner(0.5, keep=("*",)).compress(DCGAN(), Z)
+        ChannelPruner(0.5, exclude=("*",)).compress(DCGAN(), Z)
 
 
 def test_a_single_layer_is_not_a_model() -> None:
@@ -169,7 +169,8 @@ def test_a_model_that_gives_nan_after_compression_is_reported() -> None:
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     package: str, extra: str, work: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delitem(sys.modules, "compressors.core._brevitas", raising=False)
+    for backend in ("compressors.core._brevitas", "compressors.prune._torch_pruning"):
+        monkeypatch.delitem(sys.modules, backend, raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"{package}.* install it with: pip install 'torch-fidelity-lsh\[{extra}\]'"):
         work(tmp_path)

@@ -47,7 +47,7 @@ def test_image_and_pixel_shuffle_layers_are_found_and_kept() -> None:
 
 
 def test_layers_named_by_the_user_keep_their_channels() -> None:
-    result = ChannelPruner(0.5, keep=("blocks.0.conv1",)).compress(SNGAN().eval(), Z)
+    result = ChannelPruner(0.5, exclude=("blocks.0.conv1",)).compress(SNGAN().eval(), Z)
     assert (widths(result)["blocks.0.conv1"], widths(result)["blocks.1.conv1"]) == (16, 8)
     assert notes(result)["blocks.0.conv1"] == "output channels kept: asked for"
 
@@ -132,10 +132,10 @@ def test_a_channel_count_written_into_forward_is_named_as_the_likely_cause() -> 
             return self.layers(self.fc(z).view(-1, 8, 4, 4))
 
     for batch in (3, 4):
-        with pytest.raises(ContractBroken, match="keep="):
+        with pytest.raises(ContractBroken, match="exclude="):
             ChannelPruner(0.5).compress(Written(), (torch.randn(batch, LATENT),))
     with pytest.raises(NothingCompressed, match="fc"):
-        ChannelPruner(0.5, keep=("fc",)).compress(Written(), Z)
+        ChannelPruner(0.5, exclude=("fc",)).compress(Written(), Z)
 
 
 def test_features_returned_beside_the_image_must_be_kept() -> None:
@@ -148,7 +148,7 @@ def test_features_returned_beside_the_image_must_be_kept() -> None:
             features = self.body(z).relu()
             return {"image": self.rgb(features), "features": [features]}
 
-    with pytest.raises(ContractBroken, match=r"outputs changed from .*\(4, 32\).* to .*\(4, 16\).*keep="):
+    with pytest.raises(ContractBroken, match=r"outputs changed from .*\(4, 32\).* to .*\(4, 16\).*exclude="):
         ChannelPruner(0.5).compress(WithFeatures(), Z)
     assert Quantizer(8).compress(WithFeatures(), Z).report.sqnr_db > 30
 

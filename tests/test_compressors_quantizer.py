@@ -55,12 +55,12 @@ def test_the_image_layer_can_keep_more_bits_by_pattern() -> None:
     assert result.report.name == "quantize W8/3/4"
 
 
-def test_skipped_layers_stay_in_float_and_say_so() -> None:
+def test_excluded_layers_stay_in_float_and_say_so() -> None:
     model = SNGAN().eval()
-    result = Quantizer({"blocks.*": 4}, skip=("rgb", "fc")).compress(model, Z)
+    result = Quantizer({"blocks.*": 4}, exclude=("rgb", "fc")).compress(model, Z)
     assert torch.equal(result.model.rgb.weight, model.rgb.weight)
     notes = {row.name: row.note for row in result.report.layers}
-    assert notes["rgb"] == notes["fc"] == "float: skipped"
+    assert notes["rgb"] == notes["fc"] == "float: excluded"
     assert bits(result)["rgb"] is None
 
 

@@ -92,8 +92,8 @@ def test_parameters_are_those_of_the_models() -> None:
 def test_the_report_survives_json_and_prints_as_a_table() -> None:
     result = Pipeline(ChannelPruner(0.5), Quantizer(4, act_bits=8)).compress(DCGAN().eval(), Z, [Z])
     report = result.report
-    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
-    assert Recipe.from_json(json.loads(json.dumps(result.recipe.to_json()))) == result.recipe
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    assert Recipe.from_dict(json.loads(json.dumps(result.recipe.to_dict()))) == result.recipe
     lines = str(report).splitlines()
     assert lines[0].startswith("prune 0.5 + quantize W4A8: output SQNR ")
     assert lines[1].split() == ["layer", "type", "parameters", "MACs", "bytes", "bits", "note"]
@@ -106,12 +106,11 @@ def test_the_report_survives_json_and_prints_as_a_table() -> None:
 
 
 def test_the_recipe_tells_all_settings() -> None:
-    step = (
-        Quantizer({"*": 4}, clip=Clip("percentile", 99), skip=["layers.6"]).compress(DCGAN().eval(), Z).recipe.steps[0]
-    )
+    quantizer = Quantizer({"*": 4}, clip=Clip("percentile", 99), exclude=["layers.6"])
+    step = quantizer.compress(DCGAN().eval(), Z).recipe.steps[0]
     assert step["bits"] == {"*": 4}
     assert step["clip"] == {"method": "percentile", "value": 99}
-    assert step["skip"] == ["layers.6"]
+    assert step["exclude"] == ["layers.6"]
 
 
 @given(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -9,7 +11,7 @@ from sngan32 import SNGAN32Discriminator, SNGAN32Generator
 from sparse_loop import LATENT, Loop, small_discriminator, small_generator
 from torch import nn
 
-from compressors import CompressionError, Quantizer
+from compressors import CompressedModel, CompressionError, Quantizer
 from compressors.sparse import (
     Batches,
     ForwardCost,
@@ -18,9 +20,6 @@ from compressors.sparse import (
     TrainingCost,
     hand_over,
     iteration_macs,
-    load_sparse,
-    save_sparse,
-    sparse_size,
 )
 
 PAPER = Batches(critic_steps=5, discriminator=64, generator=128)
@@ -95,8 +94,8 @@ def test_cost_grows_with_density_and_is_all_of_it_at_one():
 def test_a_network_handed_over_is_plain_and_computes_the_same(norm):
     loop = Loop(SparseConfig.static(20, 0.3), norm)
     loop.step()
-    masks, model = loop.sparse.discriminator_masks, loop.discriminator
-    plain, x = hand_over(model, masks), torch.randn(3, 1, 8, 8)
+    masks, model, x = loop.sparse.discriminator_masks, loop.discriminator, torch.randn(3, 1, 8, 8)
+    plain = hand_over(model, (x,), masks).model
     names = {f"{number}.{kind}" for number in (0, 2, 5) for kind in ("weight", "bias")}
     assert {name for name, _ in plain.named_parameters()} == names
     assert torch.allclose(plain(x), model.eval()(x), atol=1e-6)
@@ -106,38 +105,57 @@ def test_a_network_handed_over_is_plain_and_computes_the_same(norm):
 
 def test_the_file_leaves_out_the_zeros_and_gives_the_same_network(trained, tmp_path):
     generator, masks, z = trained
-    plain, path = hand_over(generator, masks), tmp_path / "sparse.safetensors"
-    save_sparse(plain, path)
-    size = sparse_size(plain)
+    small, path = hand_over(generator, (z,), masks), tmp_path / "sparse.safetensors"
+    small.save(path)
     with safe_open(path, "pt") as file:
-        assert sum(file.get_tensor(key).nbytes for key in file.keys()) == size.sparse_bytes  # noqa: SIM118
-    assert size.dense_bytes == sum(value.nbytes for value in plain.state_dict().values())
-    assert size.sparse_bytes < 0.5 * size.dense_bytes
-    assert size.parameters - size.nonzero == masks.total - masks.active
-    loaded = load_sparse(path, small_generator)
-    assert not loaded.training
-    assert torch.equal(loaded(z), plain(z))
+        assert sum(file.get_tensor(key).nbytes for key in file.keys()) == small.report.after.bytes  # noqa: SIM118
+    assert small.report.before.bytes == sum(value.nbytes for value in generator.state_dict().values())
+    state = small.model.state_dict().values()
+    by_hand = sum(min(v.nbytes, math.ceil(v.numel() / 8) + v.element_size() * int(v.count_nonzero())) for v in state)
+    assert small.report.after.bytes == by_hand < 0.5 * small.report.before.bytes
+    loaded = CompressedModel.load(path, small_generator)
+    assert not loaded.model.training
+    assert torch.equal(loaded.model(z), small.model(z))
+    assert (loaded.report, loaded.recipe) == (small.report, small.recipe)
 
 
-def test_quantizing_keeps_the_zeros(trained):
+def test_the_report_of_a_sparse_network_tells_its_density(trained):
     generator, masks, z = trained
-    small = Quantizer(4).compress(hand_over(generator, masks), (z,))
+    small = hand_over(generator, (z,), masks)
+    assert small.report.name == "sparse 0.2"
+    assert small.recipe.steps == ({"compressor": "sparse", "density": masks.density},)
+    on = {masks.layers[name]: int(mask.sum()) for name, mask in masks.masks.items()}
+    notes = {row.name: row.note for row in small.report.layers if row.note}
+    assert notes == {n: f"{on[n]:,} of {generator.get_submodule(n).weight.numel():,} weights are not zero" for n in on}
+    assert small.report.before.parameters == small.report.after.parameters
+    assert small.report.before.macs == small.report.after.macs > 0
+    assert small.report.sqnr_db is None
+
+
+def test_quantizing_keeps_the_zeros(trained, tmp_path):
+    generator, masks, z = trained
+    small = Quantizer(4).compress(hand_over(generator, (z,), masks), (z,))
+    assert small.report.name == "sparse 0.2 + quantize W4"
     for name, mask in masks.masks.items():
         weight = small.model.get_parameter(name)
         assert not weight[~mask].any()
         assert weight[mask].any()
+    small.save(tmp_path / "small.safetensors")
+    loaded = CompressedModel.load(tmp_path / "small.safetensors", small_generator)
+    assert torch.equal(loaded.model(z), small.model(z))
 
 
 def test_mistakes_get_one_clear_error(trained, tmp_path):
     generator, masks, z = trained
     with pytest.raises(CompressionError, match=r"not sparse as masks say: 0\.weight"):
-        hand_over(small_generator(), masks)
-    Quantizer(8).compress(generator, (z,)).save(tmp_path / "quantized.safetensors")
-    with pytest.raises(CompressionError, match="holds a compressed model; a sparse network is needed"):
-        load_sparse(tmp_path / "quantized.safetensors", small_generator)
-    save_sparse(generator, tmp_path / "sparse.safetensors")
+        hand_over(small_generator(), (z,), masks)
+    with pytest.raises(CompressionError, match="example_inputs must be a non-empty tuple"):
+        hand_over(generator, z, masks)
+    hand_over(generator, (z,)).save(tmp_path / "sparse.safetensors")
     with pytest.raises(CompressionError, match="factory builds another model"):
-        load_sparse(tmp_path / "sparse.safetensors", lambda: nn.Sequential(nn.Linear(2, 2)))
+        CompressedModel.load(tmp_path / "sparse.safetensors", lambda: nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(CompressionError, match="holds a compressed model; a sparse training is needed"):
+        Loop(SparseConfig.static(20, 0.3)).sparse.load(tmp_path / "sparse.safetensors")
     with pytest.raises(CompressionError, match="accounting must be one of corrected, reference; got 'paper'"):
         iteration_macs(1, 1, PAPER, "paper")
     with pytest.raises(CompressionError, match="critic_steps must be an integer of at least 1; got 0"):

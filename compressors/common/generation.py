@@ -15,6 +15,9 @@ from compressors.common.measure import Inputs, forward
 from compressors.common.text import described
 from compressors.errors import CompressionError, ContractBroken
 
+SEED = 2020
+"""The default seed everywhere, that of torch-fidelity."""
+
 Draw: TypeAlias = Callable[[int, torch.Generator], Inputs]
 """Draws the forward arguments for a number of samples; all randomness comes from the (CPU) generator it is given."""
 

@@ -51,17 +51,18 @@ def forward(model: nn.Module, inputs: Inputs, seed: int | None = None) -> Any:
 
 def run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Return copies of the tensors in `model(*inputs)`, in order; see `forward`."""
-    return [output.clone() for output in _tensors(forward(model, inputs, seed=0))]
+    return [output.clone() for output in tensors_of(forward(model, inputs, seed=0))]
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors in what a model returned, in order: itself, or those in dicts, lists and tuples."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, dict):
-        yield from _tensors(list(output.values()))
+        yield from tensors_of(list(output.values()))
     elif isinstance(output, list | tuple):
         for item in output:
-            yield from _tensors(item)
+            yield from tensors_of(item)
 
 
 def reference_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
@@ -79,7 +80,7 @@ def reference_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]
 
 def checked_outputs(model: nn.Module, inputs: tuple[Any, ...], reference: Sequence[Tensor]) -> list[Tensor]:
     """Return `run(model, inputs)`; raise `ContractBroken` unless shapes and dtypes equal `reference`, all finite."""
-    hint = "a channel count written into forward, as in view(-1, 64, 4, 4), can be kept by keep=('layer name',)"
+    hint = "a channel count written into forward, as in view(-1, 64, 4, 4), can be kept by exclude=('layer name',)"
     try:
         outputs = run(model, inputs)
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,16 @@ def set_weight(layer: nn.Module, codes: Tensor) -> None:
     _, scale, zero_point = integer_weight(layer)
     weight = layer.get_parameter("weight")
     weight.data = ((codes - zero_point) * scale).to(weight.dtype)
+
+
+def round_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Make the weights of the named brevitas layers what is stored of them; return what they were, by name."""
+    before = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        before[name] = layer.get_parameter("weight").detach().clone()
+        set_weight(layer, integer_weight(layer)[0])
+    return before
 
 
 def clip_range(layer: nn.Module, quantization: LayerQuantization) -> tuple[Tensor, Tensor]:

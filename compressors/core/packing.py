@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compressors.common.bits import pack_bits, unpack_bits
+from compressors.common.bits import pack_bits, packed_bytes, unpack_bits
 from compressors.core.recipe import LayerQuantization, Recipe
 from compressors.errors import CompressionError
 
@@ -17,20 +18,74 @@ def pack(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
     """Return all that the file stores of `model`, by state_dict key, on the CPU.
 
     Weights of quantized layers are bit streams, everything else (scales, biases, batch statistics) is as in
-    `model.state_dict()`. A module used under several names is stored once.
+    `model.state_dict()`. In a sparse model each of the latter is two tensors where they are smaller: ``<key>.bits``,
+    one bit per element that tells whether it is not zero, and ``<key>.values``, those that are not, in order. A module
+    used under several names is stored once.
     """
+    packed: dict[str, Tensor] = {}
+    for key, value in _state(model).items():
+        layer = _quantized(key, recipe)
+        if layer is not None:
+            from compressors.core._brevitas import integer_weight
+
+            codes, _, _ = integer_weight(model.get_submodule(key.removesuffix(".weight")))
+            packed[key] = pack_bits(codes.short() + _offset(layer), layer.bits)
+        elif recipe.sparse and _sparse_bytes(value) < value.nbytes:
+            nonzero = value.detach().cpu() != 0
+            packed |= {f"{key}.bits": pack_bits(nonzero, 1), f"{key}.values": value.detach().cpu()[nonzero]}
+        else:
+            packed[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return packed
+
+
+def stored_bytes(model: nn.Module, recipe: Recipe) -> dict[str, int]:
+    """Return the bytes of what `pack` would give, by state_dict key, from shapes, bit widths and numbers of zeros.
+
+    Of N elements of b bytes each: N b; quantized to q bits: ceil(N q / 8); sparse with M that are not zero:
+    min(N b, ceil(N / 8) + M b).
+    """
+    found = {}
+    for key, value in _state(model).items():
+        layer = _quantized(key, recipe)
+        if layer is not None:
+            found[key] = packed_bytes(value.numel(), layer.bits)
+        else:
+            found[key] = min(value.nbytes, _sparse_bytes(value)) if recipe.sparse else value.nbytes
+    return found
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of `model`, each module under its first name only."""
     owners = {name for name, _ in model.named_modules()}
-    tensors = {key: value for key, value in model.state_dict().items() if key.rpartition(".")[0] in owners}
-    for name, layer in recipe.quantized.items():
-        from compressors.core._brevitas import integer_weight
-
-        codes, _, _ = integer_weight(model.get_submodule(name))
-        tensors[f"{name}.weight"] = pack_bits(codes.short() + _offset(layer), layer.bits)
-    return {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+    return {key: value for key, value in model.state_dict().items() if key.rpartition(".")[0] in owners}
 
 
-def unpack(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> None:
-    """Fill `model`, which has the structure of `recipe`, with what `pack` gave."""
+def _quantized(key: str, recipe: Recipe) -> LayerQuantization | None:
+    name, _, leaf = key.rpartition(".")
+    return recipe.quantized.get(name) if leaf == "weight" else None
+
+
+def _sparse_bytes(value: Tensor) -> int:
+    return packed_bytes(value.numel(), 1) + int(value.count_nonzero()) * value.element_size()
+
+
+def sparse_shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what `pack` stored without zeros, by state_dict key."""
+    return {key: tuple(value.shape) for key, value in _state(model).items() if f"{key}.bits" in tensors}
+
+
+def _with_zeros(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Put the zeros that `pack` left out back."""
+    dense = dict(tensors)
+    for key, shape in shapes.items():
+        bits, values = dense.pop(f"{key}.bits"), dense.pop(f"{key}.values")
+        nonzero = unpack_bits(bits, 1, math.prod(shape)).bool()
+        dense[key] = torch.zeros(len(nonzero), dtype=values.dtype).masked_scatter_(nonzero, values).view(*shape)
+    return dense
+
+
+def _unpack(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> None:
+    """Fill `model`, which has the structure of `recipe`, with what `pack` gave, zeros included."""
     packed = {f"{name}.weight": name for name in recipe.quantized}
     try:
         loaded = model.load_state_dict({k: v for k, v in tensors.items() if k not in packed}, strict=False)
@@ -68,8 +123,20 @@ def _inside(key: str, quantized: Mapping[str, Any]) -> bool:
     return any(key.startswith((f"{name}.weight_quant.", f"{name}.input_quant.")) for name in quantized)
 
 
-def rebuild(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> None:
-    """Turn `model`, a baked instance of the original class, into the compressed one, in place."""
+def rebuild(
+    model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Turn `model`, a baked instance of the original class, into the compressed one, in place.
+
+    Args:
+        model: as the recipe's architecture or the original class makes it.
+        recipe: of the compressed model.
+        tensors: what `pack` gave.
+        shapes: what `sparse_shapes` gave.
+
+    Raises:
+        CompressionError: `model` is of another class or size.
+    """
     modules = dict(model.named_modules())
     absent = sorted({*recipe.sizes, *recipe.quantized} - set(modules))
     if absent:
@@ -86,4 +153,4 @@ def rebuild(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> 
         from compressors.core._brevitas import replace_layers
 
         replace_layers(model, recipe.quantized, "max")  # any range: the stored scales take its place
-    unpack(model, recipe, tensors)
+    _unpack(model, recipe, _with_zeros(tensors, shapes))

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressors.core.architecture import Architecture
+
 # The attributes in which layers repeat the sizes of their tensors.
 _SIZE_ATTRIBUTES = (
     "in_channels",
@@ -41,8 +43,8 @@ class LayerSize:
         return cls(attributes, {name: tuple(value.shape) for name, value in tensors.items() if value is not None})
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> LayerSize:
-        """Read what JSON made of a `LayerSize`: lists were tuples."""
+    def from_dict(cls, data: Mapping[str, Any]) -> LayerSize:
+        """Read what `dataclasses.asdict`, and JSON after it, made of a `LayerSize`: lists were tuples."""
         attributes = {
             key: tuple(value) if isinstance(value, list) else value for key, value in data["attributes"].items()
         }
@@ -80,28 +82,38 @@ class LayerQuantization:
 class Recipe:
     """The steps taken, with all settings, and the structure they led to.
 
-    `steps` holds one JSON object per compressor, in order; `sizes` the layers whose sizes changed; `quantized` the
-    quantized layers. Layer names are those of the model with its reparametrisations baked in.
+    Layer names are those of the model with its reparametrisations baked in.
+
+    Attributes:
+        steps: one JSON object per compressor, in order: its class and its settings.
+        sizes: the layers whose sizes changed.
+        quantized: the quantized layers.
+        sparse: whether files leave out the zeros of weights that are not quantized.
+        architecture: what builds the model before `sizes` and `quantized`; None (default): the original class does.
     """
 
     steps: tuple[Mapping[str, Any], ...] = ()
     sizes: Mapping[str, LayerSize] = field(default_factory=dict)
     quantized: Mapping[str, LayerQuantization] = field(default_factory=dict)
+    sparse: bool = False
+    architecture: Architecture | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the recipe as a JSON object."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain types that JSON has."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        """Read what `to_json` gave."""
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """Read what `to_dict` gave."""
         return cls(
             tuple(data["steps"]),
-            {name: LayerSize.from_json(size) for name, size in data["sizes"].items()},
+            {name: LayerSize.from_dict(size) for name, size in data["sizes"].items()},
             {
                 name: LayerQuantization(**{**layer, "shape": tuple(layer["shape"])})
                 for name, layer in data["quantized"].items()
             },
+            data["sparse"],
+            data["architecture"] and Architecture(**data["architecture"]),
         )
 
 

@@ -1,4 +1,4 @@
-"""The report of a compression: sizes before and after, per layer and in total, as JSON and as a table."""
+"""The report of a compression: sizes before and after, per layer and in total, as data and as a table."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressors.common.measure import count_macs
+from compressors.common.measure import Inputs, count_macs
 from compressors.common.text import aligned, versions
-from compressors.core.packing import pack
-from compressors.core.recipe import LayerQuantization, Recipe
+from compressors.core.packing import stored_bytes
+from compressors.core.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=versions)
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: tuple[Any, ...]) -> Report:
+    def of(cls, model: nn.Module, inputs: Inputs) -> Report:
         """Measure an uncompressed model."""
         rows, total = _measure(model, inputs, Recipe())
         types = {name: type(module).__name__ for name, module in model.named_modules()}
@@ -68,26 +68,37 @@ class Report:
         return cls("", total, total, layers, shapes_of(inputs))
 
     def updated(
-        self, model: nn.Module, inputs: tuple[Any, ...], recipe: Recipe, notes: Mapping[str, str], **changes: Any
+        self, model: nn.Module, inputs: Inputs, recipe: Recipe, notes: Mapping[str, str], sqnr_db: float | None
     ) -> Report:
-        """Return the report with `model` as what came after; `notes` holds remarks by layer name."""
-        sizes, total = _measure(model, inputs, recipe)
-        layers = tuple(
-            _with_quantization(
-                replace(row, after=sizes[row.name], note="; ".join(filter(None, (row.note, notes.get(row.name))))),
-                recipe.quantized.get(row.name),
-            )
-            for row in self.layers
-        )
-        return replace(self, after=total, layers=layers, **changes)
+        """Return the report with `model` as what came after.
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
+        Args:
+            model: the compressed model.
+            inputs: forward arguments, as in `of`.
+            recipe: what led to it.
+            notes: the remarks on layers, by name.
+            sqnr_db: see `Report`.
+        """
+        sizes, total = _measure(model, inputs, recipe)
+        before = {row.name for row in self.layers}
+        new = {name: type(model.get_submodule(name)).__name__ for name in sizes if name not in before}
+        # Layers that a model of another architecture has not, or has in addition, count as empty where they are not.
+        rows = (*self.layers, *(LayerRow(name, kind, Size(), Size()) for name, kind in new.items()))
+        layers = []
+        for row in rows:
+            layer = recipe.quantized.get(row.name)
+            bits, act_bits = (layer.bits, layer.act_bits) if layer else (None, None)
+            after, note = sizes.get(row.name, Size()), notes.get(row.name, "")
+            layers.append(replace(row, after=after, bits=bits, act_bits=act_bits, note=note))
+        return replace(self, after=total, layers=tuple(layers), sqnr_db=sqnr_db)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain types that JSON has."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Report:
-        """Read what `to_json` gave."""
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """Read what `to_dict` gave."""
         layers = tuple(
             LayerRow(**{**row, "before": Size(**row["before"]), "after": Size(**row["after"])})
             for row in data["layers"]
@@ -105,27 +116,23 @@ class Report:
         return "\n".join([f"{self.name}: {error}, coverage {self.coverage:.0%}", *lines])
 
 
-def shapes_of(inputs: tuple[Any, ...]) -> tuple[tuple[int, ...], ...]:
+def shapes_of(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
     """Return the shapes of forward arguments; () for those that are no tensors."""
     return tuple(tuple(item.shape) if isinstance(item, Tensor) else () for item in inputs)
 
 
-def _with_quantization(row: LayerRow, layer: LayerQuantization | None) -> LayerRow:
-    return replace(row, bits=layer.bits, act_bits=layer.act_bits) if layer else row
-
-
-def _measure(model: nn.Module, inputs: tuple[Any, ...], recipe: Recipe) -> tuple[dict[str, Size], Size]:
+def _measure(model: nn.Module, inputs: Inputs, recipe: Recipe) -> tuple[dict[str, Size], Size]:
     """Return the size of every module with tensors of its own (quantizers belong to their layer), and the total."""
-    macs, tensors = count_macs(model, inputs), pack(model, recipe)
+    macs = count_macs(model, inputs)
     modules = dict(model.named_modules())
     rows: dict[str, Size] = {}
-    for key, tensor in tensors.items():
+    for key, size in stored_bytes(model, recipe).items():
         owner = key.rpartition(".")[0]
         layer = next((name for name in recipe.quantized if owner.startswith(f"{name}.")), owner)
         if layer not in rows:
             parameters = sum(p.numel() for p in modules[layer].parameters(recurse=False))
             rows[layer] = Size(parameters, 0 if not layer else macs.get(layer, 0))
-        rows[layer] += Size(bytes=tensor.nbytes)
+        rows[layer] += Size(bytes=size)
     total = sum(rows.values(), Size())
     return rows, replace(total, macs=macs[""])
 

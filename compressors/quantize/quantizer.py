@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from compressors.common.checks import check_bits, check_inputs, check_patterns, check_share, matching
-from compressors.common.measure import Inputs
 from compressors.core.clip import ClipLike, check_clip
 from compressors.core.coverage import check_coverage
-from compressors.core.model import CompressedModel, Work, begin, finish
 from compressors.core.recipe import LayerQuantization
+from compressors.core.stage import Stage, Work
 from compressors.errors import CompressionError, NothingCompressed, UnsupportedModule
 
 
 @dataclass(frozen=True)
-class Quantizer:
+class Quantizer(Stage):
     """Quantize the weights of linear, (transposed) convolution and embedding layers, and optionally their inputs.
 
     The result computes in float with values on the integer grid ("fake quantization"): it shows the quality at a bit
@@ -27,7 +26,7 @@ class Quantizer:
 
     Args:
         bits: 2 to 8 for all weights, or glob patterns of layer names to bits, such as ``{"rgb": 8, "*": 4}``; the
-            first pattern that matches a layer counts, and each layer must match one or be in `skip`.
+            first pattern that matches a layer counts, and each layer must match one or be in `exclude`.
         act_bits: 2 to 8 for the inputs of all quantized layers but embeddings, per tensor, ranges from the extremes
             on the calibration data; None (default) leaves them in float.
         per_channel: one scale per output channel (default) or per tensor; embeddings and grouped transposed
@@ -37,7 +36,7 @@ class Quantizer:
         act_symmetric: the same for inputs; the default False suits what comes out of a ReLU.
         clip: range of the weights, see `Clip`; None (default) is "mse" up to 4 bits and "max" above.
         bias_correction: add each layer's mean output error on the calibration data to its bias.
-        skip: glob patterns of layers that stay in float.
+        exclude: glob patterns of layers that stay in float.
         min_coverage: the share of parameters, 0 to 1, that must be in layers this quantizer knows, default 0.9; the
             rest stays in float.
 
@@ -51,7 +50,7 @@ class Quantizer:
     act_symmetric: bool = False
     clip: ClipLike | None = None
     bias_correction: bool = False
-    skip: Sequence[str] = ()
+    exclude: Sequence[str] = ()
     min_coverage: float = 0.9
 
     def __post_init__(self) -> None:
@@ -60,7 +59,7 @@ class Quantizer:
         if self.act_bits is not None:
             check_bits("act_bits", self.act_bits)
         check_clip(self.clip, self.symmetric)
-        check_patterns("skip", self.skip)
+        check_patterns("exclude", self.exclude)
         check_share("min_coverage", self.min_coverage)
 
     @property
@@ -70,31 +69,29 @@ class Quantizer:
         inputs = "" if self.act_bits is None else f"A{self.act_bits}"
         return f"quantize W{'/'.join(map(str, dict.fromkeys(widths)))}{inputs}"
 
-    def compress(
-        self,
-        model: nn.Module | CompressedModel,
-        example_inputs: Inputs,
-        calibration: Iterable[Inputs] | None = None,
-    ) -> CompressedModel:
-        """Return a quantized copy of `model`; see `Compressor.compress`."""
-        from compressors.core._brevitas import calibrate, correct_biases, integer_weight, replace_layers, set_weight
+    @property
+    def quantizes(self) -> bool:
+        """True: only stages that accept quantized models can follow."""
+        return True
+
+    def _apply(self, work: Work) -> Work:
+        from compressors.core._brevitas import calibrate, correct_biases, replace_layers, round_weights
 
         calibrated = self.act_bits is not None or self.bias_correction
-        if calibrated and calibration is None:
+        if calibrated and work.calibration is None:
             raise CompressionError(
                 "act_bits and bias_correction need calibration: batches of inputs, such as [(z1,), (z2,)]; got None"
             )
-        work = begin(model, example_inputs)
-        batch = merged_calibration(calibration, len(work.inputs)) if calibrated and calibration is not None else ()
+        batch = merged_calibration(work.calibration, len(work.inputs)) if calibrated else ()
         names, coverage = quantizable_layers(work, self.min_coverage)
-        skipped = matching("skip", self.skip, names)
+        excluded = matching("exclude", self.exclude, names)
         layers = {
             name: self._layer(work.model.get_submodule(name), bits)
             for name, bits in self._bits_by_layer(names).items()
-            if name not in skipped
+            if name not in excluded
         }
         if not layers:
-            raise NothingCompressed(f"skip={self.skip!r} leaves no layer to quantize")
+            raise NothingCompressed(f"exclude={self.exclude!r} leaves no layer to quantize")
         try:
             replace_layers(work.model, layers, self.clip)
             if self.act_bits is not None:
@@ -106,11 +103,10 @@ class Quantizer:
         except Exception as error:
             raise CompressionError(f"brevitas failed: {type(error).__name__}: {error}") from error
         # A forward that reads a weight itself, to demodulate say, is to see what is stored.
-        for name in layers:
-            layer = work.model.get_submodule(name)
-            set_weight(layer, integer_weight(layer)[0])
-        notes = dict.fromkeys(skipped, "float: skipped")
-        return finish(work, self, replace(work.recipe, quantized=layers), notes, coverage)
+        float_weights = round_weights(work.model, layers)
+        notes = dict.fromkeys(excluded, "float: excluded")
+        recipe = replace(work.recipe, quantized=layers)
+        return work.changed(notes, coverage, recipe=recipe, float_weights=float_weights)
 
     def _layer(self, module: nn.Module, bits: int) -> LayerQuantization:
         act_bits = None if isinstance(module, nn.Embedding) else self.act_bits
@@ -123,9 +119,10 @@ class Quantizer:
         bits: dict[str, int] = {}
         for pattern, width in self.bits.items():
             bits = dict.fromkeys(matching("bits", [pattern], names), width) | bits
-        open_ended = [name for name in names if name not in bits and name not in matching("skip", self.skip, names)]
-        if open_ended:
-            raise CompressionError(f'bits: no pattern matches {", ".join(open_ended)}; add "*", or list them in skip')
+        excluded = matching("exclude", self.exclude, names)
+        left = ", ".join(name for name in names if name not in bits and name not in excluded)
+        if left:
+            raise CompressionError(f'bits: no pattern matches {left}; add "*", or list them in exclude')
         return bits
 
 
@@ -142,7 +139,7 @@ def quantizable_layers(work: Work, min_coverage: float) -> tuple[list[str], floa
     return [name for name, module in work.model.named_modules() if type(module) in QUANTIZED_LAYERS], coverage
 
 
-def merged_calibration(calibration: Iterable[Any], arguments: int) -> tuple[Any, ...]:
+def merged_calibration(calibration: Iterable[Any] | None, arguments: int) -> tuple[Any, ...]:
     """Join calibration batches into one, tensors along dimension 0; each must be a tuple of `arguments` items.
 
     One batch, because brevitas averages the statistics of several, which narrows the ranges: on a small BigGAN 256

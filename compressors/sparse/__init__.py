@@ -13,7 +13,7 @@ from compressors.sparse.density import Decision, DensityControl
 from compressors.sparse.drop_grow import DropGrow, prune_by_magnitude
 from compressors.sparse.masks import MaskSet
 from compressors.sparse.schedule import Schedule
-from compressors.sparse.storage import SparseSize, hand_over, load_sparse, save_sparse, sparse_size
+from compressors.sparse.storage import hand_over
 from compressors.sparse.training import SparseTraining, Status
 
 __all__ = [
@@ -28,16 +28,12 @@ __all__ = [
     "Schedule",
     "Scores",
     "SparseConfig",
-    "SparseSize",
     "SparseTraining",
     "Status",
     "TrainingCost",
     "balance_ratio",
     "hand_over",
     "iteration_macs",
-    "load_sparse",
     "measured_scores",
     "prune_by_magnitude",
-    "save_sparse",
-    "sparse_size",
 ]

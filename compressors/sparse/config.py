@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compressors.common.checks import check_choice, check_count, check_density, check_number
+from compressors.common.generation import SEED
 from compressors.errors import CompressionError
 from compressors.sparse.allocation import ALLOCATIONS
 from compressors.sparse.balance import BalanceConfig
@@ -36,7 +37,7 @@ class SparseConfig:
         optimizer_state: what optimizers remember of a weight that went off or on: "keep" (default, as the authors) or
             "reset" to zero.
         average: decay of the moving average of the generator, above 0, below 1; None: no average. Default 0.999.
-        seed: of positions and tie-breaks.
+        seed: of positions and tie-breaks. Default 2020.
 
     Raises:
         CompressionError: a setting is out of range, or the discriminator starts outside of its bounds.
@@ -55,7 +56,7 @@ class SparseConfig:
     discriminator_exclude: tuple[str, ...] = ()
     optimizer_state: str = "keep"
     average: float | None = 0.999
-    seed: int = 0
+    seed: int = SEED
 
     def __post_init__(self) -> None:
         self._check_types()

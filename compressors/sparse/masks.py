@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressors.common.checks import check_choice, check_density, check_patterns, matching
+from compressors.common.generation import SEED
 from compressors.errors import CompressionError, UnsupportedModule
 from compressors.sparse.allocation import ALLOCATIONS, exact_counts
 from compressors.sparse.spectral import trained_weight
@@ -31,7 +32,7 @@ class MaskSet:
         model: the network; weights that are off become zero at once, the others keep their values.
         density: share of the maskable weights that is on, above 0, at most 1; met exactly, to rounding.
         allocation: "erk" (default, Evci et al. 2020) or "uniform"; see `exact_counts`.
-        seed: of the random positions.
+        seed: of the random positions, default 2020.
         exclude: glob patterns of layers that stay dense.
 
     Attributes:
@@ -50,7 +51,7 @@ class MaskSet:
         model: nn.Module,
         density: float = 1.0,
         allocation: str = "erk",
-        seed: int = 0,
+        seed: int = SEED,
         exclude: Sequence[str] = (),
     ) -> None:
         check_density("density", density)

@@ -22,9 +22,10 @@ from compressors.common.files import digest
 from compressors.common.generation import Draw
 from compressors.common.measure import copied, count_macs, run, sqnr_db
 from compressors.common.text import described, versions
-from compressors.core.model import CompressedModel, Compressor, begin
+from compressors.core.model import CompressedModel, Compressor
 from compressors.core.recipe import Recipe
 from compressors.core.report import Report
+from compressors.core.stage import begin
 from compressors.errors import CompressionError, ContractBroken
 from compressors.study.cache import KeptRows, read_features, write_features
 from compressors.study.features import Extractor, Reference, as_reference, chosen_layer, is_features, reference_batches

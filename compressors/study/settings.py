@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compressors.common.checks import check_count
-from compressors.common.generation import OUTPUT_RANGES, OutputRange
+from compressors.common.generation import OUTPUT_RANGES, SEED, OutputRange
 from compressors.errors import CompressionError
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY
 
@@ -46,7 +46,7 @@ class StudySettings:
     feature_layer: str | None = None
     batch_size: int = 64
     calibration: int = 256
-    seed: int = 2020
+    seed: int = SEED
     options: Mapping[str, Any] = field(default_factory=dict)
     keep_features: bool = False
 
