@@ -56,7 +56,7 @@ def test_a_dcgan_loop_needs_fewer_than_ten_lines():
     exec("\n".join(lines), scope)
     assert scope["sparse"].iteration == 11
     assert len(scope["sparse"].meter.scores) == 1
-    weights = [layer.weight for layer in scope["small"] if isinstance(layer, nn.ConvTranspose2d)]
+    weights = [layer.weight for layer in scope["small"].model if isinstance(layer, nn.ConvTranspose2d)]
     share = sum(int(weight.count_nonzero()) for weight in weights) / sum(weight.numel() for weight in weights)
     assert share == pytest.approx(0.1, abs=0.001)
 

@@ -80,7 +80,7 @@ def _with_zeros(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int
     for key, shape in shapes.items():
         bits, values = dense.pop(f"{key}.bits"), dense.pop(f"{key}.values")
         nonzero = unpack_bits(bits, 1, math.prod(shape)).bool()
-        dense[key] = torch.zeros(len(nonzero), dtype=values.dtype).masked_scatter_(nonzero, values).view(*shape)
+        dense[key] = torch.zeros(len(nonzero), dtype=values.dtype).masked_scatter_(nonzero, values).view(tuple(shape))
     return dense
 
 
