@@ -1,4 +1,4 @@
-"""Adapters that compress generators and tell what it costs: brevitas quantizes, torch-pruning prunes.
+"""Compressors of generators: post-training quantization (brevitas), channel pruning (torch-pruning), pipelines.
 
 >>> import torch
 >>> from compressors import ChannelPruner
@@ -7,7 +7,8 @@
 >>> small.report.before.parameters, small.report.after.parameters
 (771, 387)
 
-`compressors.study` measures what this costs in quality and diversity, in one table.
+`compressors.study` measures what this costs in quality and diversity, in one table; `compressors.sparse` trains
+sparse GANs. A compressor of one's own derives from `compressors.core.stage.Stage`, or has what `Compressor` asks for.
 
 Both backends see weights in standard layers only. A generator that computes its weights in `forward`, as StyleGAN2's
 modulated convolution does, is refused with the list of what is not covered. The way through is a twin of the layer that

@@ -103,7 +103,7 @@ def matching(argument: str, patterns: Sequence[str], names: Sequence[str]) -> se
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """Return the end of an error message that names the known name nearest to `name`; "" where none is near."""
     nearest = get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f'; did you mean "{nearest[0]}"?' if nearest else ""
 
 
 def _is_number(value: Any) -> bool:

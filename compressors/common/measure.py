@@ -1,4 +1,4 @@
-"""What can be learned from running a model: its outputs, whether they keep a contract, and its MACs."""
+"""Measurements of a model on example inputs: its outputs, checks of them, the error in them, and MACs."""
 
 from __future__ import annotations
 
@@ -94,7 +94,10 @@ def checked_outputs(model: nn.Module, inputs: tuple[Any, ...], reference: Sequen
 
 
 def sqnr_db(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float | None:
-    """Return the signal to (compression) noise ratio of the outputs in dB; None where they are identical."""
+    """Return the signal to quantization noise ratio of outputs y for a reference r, in dB; None where both are equal.
+
+    10 log10(sum r^2 / sum (r - y)^2), summed over all tensors and elements, in float64.
+    """
     signal = sum(float(r.double().square().sum()) for r in reference)
     noise = sum(float((r.double() - o.double()).square().sum()) for r, o in zip(reference, outputs, strict=True))
     return 10 * math.log10(signal / noise) if noise and signal else None

@@ -1,1 +1,1 @@
-"""What one compressed model is: the model, its recipe, its report, its file."""
+"""What one compressed model is, its recipe, report and file; and the frame of every compressor."""

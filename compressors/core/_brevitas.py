@@ -173,7 +173,7 @@ def clip_range(layer: nn.Module, quantization: LayerQuantization) -> tuple[Tenso
     levels = 2**quantization.bits - 1
     # Symmetric codes are brevitas's narrow range: as many below zero as above.
     low, high = (-(levels // 2), levels // 2) if quantization.symmetric else (0, levels)
-    # A hair wider, so that a largest weight is not moved by the rounding of its scale.
+    # A little wider, so that a largest weight is not moved by the rounding of its scale.
     return (low - zero_point) * scale * (1 + 1e-6), (high - zero_point) * scale * (1 + 1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Which parameters a compressor can reach: both backends pass over the others without a word."""
+"""Coverage: the share of parameters in layers that a compressor can treat. Both backends ignore the others silently."""
 
 from __future__ import annotations
 

@@ -46,8 +46,9 @@ class Report:
     `name` labels the compressors; `before` and `after` are totals over `layers`, the MACs (those of functional calls
     included) for forward arguments of `input_shapes`. Bytes are those of the tensors in the file that
     `CompressedModel.save` writes, without its header. `coverage` is the share of the parameters, 0 to 1, that the last
-    compressor could treat. `sqnr_db` is the ratio of the original outputs to the error in them on the example inputs
-    (None: no error); it ranks settings on one model and says nothing about the quality of images.
+    compressor could treat. `sqnr_db` is the signal to quantization noise ratio of the outputs on the example inputs,
+    10 log10(sum r^2 / sum (r - y)^2) for outputs r before and y after (None: no error); it ranks settings on one model
+    and says nothing about the quality of images.
     """
 
     name: str

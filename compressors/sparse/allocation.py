@@ -13,9 +13,9 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def erk_densities(shapes: Shapes, density: float) -> dict[str, float]:
-    """Return the density of each layer, in proportion to the sum of its dimensions over their product.
+    """Return the density of each layer: min(1, s * sum(shape) / prod(shape)).
 
-    Layers that would need more than all of their weights become dense, and the others pay for it.
+    The scale s is the one at which all layers together keep the share `density` of their weights.
 
     Source: Evci et al. 2020 (arXiv 1911.11134), section 3; a convolution's kernel counts among its dimensions.
 

@@ -115,7 +115,7 @@ def measured_scores(
     real: tuple[Any, ...],
     scores_before: Tensor,
 ) -> Scores:
-    """Score the generator after its step, and real images, without leaving a trace.
+    """Score the generator after its step, and real images, without side effects.
 
     Both networks stay in their mode, so that batch norm uses batches as in the loss, but parameters, buffers, singular
     vectors of spectral norm and random state are afterwards what they were.

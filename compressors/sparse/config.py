@@ -1,4 +1,4 @@
-"""What a sparse training is made of, and the presets of the paper."""
+"""Settings of a sparse training, and the presets of the paper."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class SparseConfig:
     intervals suit 100,000 iterations; further keywords replace single settings.
 
     Attributes:
-        iterations: steps of the generator that training takes; schedules end there, and no weight changes place after.
+        iterations: steps of the generator that training takes; schedules end there, and masks stay after.
         generator_density: share of the generator's weights that is on, above 0, at most 1.
         discriminator_density: likewise, at the start.
-        generator_topology: how the generator's weights change place; None (default): they do not.
+        generator_topology: how the generator's weights are dropped and grown; None (default): they are not.
         density_control: how the discriminator's density follows the balance ratio; None (default): it does not.
         balance: how the balance ratio is measured; None: it is not.
         allocation: of weights to layers, "erk" (default) or "uniform".
         generator_exclude: glob patterns of layers of the generator that stay dense.
         discriminator_exclude: likewise.
-        optimizer_state: what optimizers remember of a weight that went off or on: "keep" (default, as the authors) or
-            "reset" to zero.
+        optimizer_state: the optimizers' moments of a weight that was dropped or grown: "keep" (default, as the
+            authors) or "reset" to zero.
         average: decay of the moving average of the generator, above 0, below 1; None: no average. Default 0.999.
         seed: of positions and tie-breaks. Default 2020.
 
@@ -101,7 +101,7 @@ class SparseConfig:
 
     @classmethod
     def sdst(cls, iterations: int, density: float, **changes: Any) -> SparseConfig:
-        """The generator's weights change place (single dynamic sparse training)."""
+        """The generator's weights are dropped and grown (single dynamic sparse training, SDST)."""
         return cls(**{**_both(iterations, density), "generator_topology": DropGrow(), **changes})
 
     @classmethod
@@ -112,13 +112,13 @@ class SparseConfig:
 
     @classmethod
     def adapt_relaxed(cls, iterations: int, density: float, **changes: Any) -> SparseConfig:
-        """Both, and the discriminator may become dense."""
+        """SDST and DDA together; the discriminator may become dense."""
         settings = {"generator_topology": DropGrow(), "density_control": DensityControl()}
         return cls(**{**_both(iterations, density), **settings, **changes})
 
     @classmethod
     def adapt_strict(cls, iterations: int, density: float, **changes: Any) -> SparseConfig:
-        """Both, and the discriminator reaches a density of 0.5 at most, where its weights then change place."""
+        """SDST and DDA together; at its highest density, 0.5, the discriminator's weights are dropped and grown."""
         control = DensityControl(interval=2000, cap=0.5, exchange=Schedule())
         settings = {"generator_topology": DropGrow(), "density_control": control}
         return cls(**{**_both(iterations, density), **settings, **changes})

@@ -31,7 +31,10 @@ class Batches:
 
 
 def iteration_macs(generator: float, discriminator: float, batches: Batches, accounting: Accounting) -> float:
-    """Return the multiply-accumulates of one iteration, from those of one sample's forward pass.
+    """Return the multiply-accumulates of one iteration, from those of one sample's forward pass, G and D.
+
+    With S steps of the discriminator on batches of B_D and one step of the generator on a batch of B_G:
+    "corrected" is G (S B_D + 3 B_G) + D (6 S B_D + 2 B_G), "reference" is G (S B_D + 3 B_G) + S D (3 S B_D + B_G).
 
     A backward pass costs two forward passes, the gradients of inputs and of weights one each.
 

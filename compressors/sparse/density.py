@@ -1,4 +1,4 @@
-"""The controller: from the balance ratio to the discriminator's density, as a pure function."""
+"""Dynamic density adjustment: from the balance ratio to the discriminator's density, as a pure function."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DensityControl:
         floor: lowest density. Default 0.05.
         cap: highest density. Default 1.
         growth: where weights grow: "gradient" (default) or "random".
-        exchange: schedule of the share of weights that changes place when the discriminator is too weak and at its
+        exchange: schedule of the share of weights that is dropped and grown when the discriminator is too weak at its
             cap (strict); None (default): nothing happens there (relaxed).
 
     Raises:

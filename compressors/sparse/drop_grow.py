@@ -1,4 +1,4 @@
-"""Drop and grow: which weights go off and on, with exact counts."""
+"""Drop and grow: which weights become inactive (zero) and which active, with exact counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROWTHS = ("gradient", "random")
 
 @dataclass(frozen=True)
 class DropGrow:
-    """Dynamic sparse training: every so often weights change place, and their number stays.
+    """Dynamic sparse training: every `interval` iterations active weights are dropped and as many inactive ones grown.
 
     The smallest weights of the whole network are dropped, and as many grow where the loss gradient is largest (RigL,
     Evci et al. 2020, arXiv 1911.11134) or at random (SET, Mocanu et al. 2018, arXiv 1707.04780). A weight that was
@@ -92,7 +92,7 @@ def prune_by_magnitude(masks: MaskSet, density: float) -> None:
 
 
 def reset_optimizer_state(optimizers: Iterable[Optimizer], masks: MaskSet, changed: Tensor) -> None:
-    """Zero what optimizers remember of the weights that `changed`, a flat mask: momenta and second moments."""
+    """Zero the optimizers' state (momenta, second moments) of the weights that `changed`, a flat mask."""
     parts = dict(zip(masks.parameters.values(), masks.split(changed), strict=True))
     for optimizer in optimizers:
         for parameter, part in parts.items():

@@ -1,4 +1,4 @@
-"""Schedules of the share of weights that changes place."""
+"""Schedules of the share of active weights that is dropped and grown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a sparse network after training: a `CompressedModel`, whose file leaves out the zeros."""
+"""A trained sparse network as a `CompressedModel`, whose file leaves out the zeros."""
 
 from __future__ import annotations
 
