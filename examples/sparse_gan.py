@@ -74,8 +74,8 @@ def train(label: str, settings: Settings, images: Tensor, seed: int, folder: Pat
 
 
 def _keep(label: str, arm: Arm, masks: MaskSet, folder: Path, outcome: dict[str, Any]) -> None:
-    generator = arm.sparse.finished_generator([arm.latents() for _ in range(100)])
-    small = hand_over(generator, (arm.latents()[:1],), masks)
+    latents = [arm.latents() for _ in range(100)]
+    small = hand_over(arm.sparse.finished_generator(latents), (latents[0][:1],), masks)
     result = {
         "arm": label,
         **outcome,

@@ -14,6 +14,7 @@ from torch_fidelity import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from compressors import ChannelPruner, CompressionError, ContractBroken, Pipeline, Quantizer
+from compressors.sparse import MaskSet, hand_over, prune_by_magnitude
 from compressors.study import StudySettings, extract_features, measure_generator, run_study
 from compressors.study.table import Table
 
@@ -499,6 +500,19 @@ def test_models_compressed_elsewhere_are_rows(study, generator, tmp_path):
     assert foreign.parameters == table.rows[0].parameters
     assert other.training
     assert generator.training
+
+
+def test_a_sparse_network_is_a_row(study, generator):
+    masks = MaskSet(generator)
+    prune_by_magnitude(masks, 0.2)
+    masks.apply(generator)
+    full, sparse, named = study(
+        {"sparse": (made := hand_over(generator, draw(2, torch.Generator()), masks)), "2": made}
+    ).rows
+    assert sparse.bytes < full.bytes
+    assert (sparse.parameters, sparse.macs, sparse.scores) == (full.parameters, full.macs, full.scores)
+    assert replace(named, compressor="sparse") == sparse
+    assert study([made]).rows[1].compressor == "sparse 0.2"
 
 
 def test_a_model_that_returns_other_images_than_the_generator_fails_as_a_row(study):

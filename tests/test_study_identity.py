@@ -1,6 +1,7 @@
 """Equal objects have equal identities, in every process; objects that may behave differently have different ones."""
 
 import functools
+import operator
 import os
 import subprocess
 import sys
@@ -59,6 +60,11 @@ def by(number):
         return innermost()
 
     return inner
+
+
+def installed_closure(value):
+    """Return a function that was defined in a function of an installed package."""
+    return torch.optim.swa_utils.get_ema_multi_avg_fn(value / 10)
 
 
 def module(value=1.0, persistent=True, flag=0, trained=True):
@@ -126,6 +132,10 @@ MAKERS = [
     lambda: by(2),
     lambda: by(3),
     lambda: by(torch.ones(2)),
+    lambda: operator.itemgetter(1),
+    lambda: operator.itemgetter(2),
+    lambda: installed_closure(1),
+    lambda: installed_closure(2),
     lambda: torch.relu,
     lambda: torch.sigmoid,
     lambda: nn.functional.relu,

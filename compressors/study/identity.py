@@ -17,6 +17,7 @@ from compressors.common.text import is_installed
 
 _CONSTANTS = (type(None), type(...), bool, int, float, complex, str, bytes)
 _WRAPPERS = (staticmethod, classmethod, functools._lru_cache_wrapper)
+_PROPERTIES = (property, functools.cached_property)
 # What nn.Module keeps in each module; all else is the state of a user's class.
 _BOOKKEEPING = frozenset(vars(nn.Module()))
 _HOOKS = sorted(name for name in _BOOKKEEPING if name.endswith("hooks"))
@@ -35,7 +36,8 @@ def identify(*values: Any) -> Identity:
 
     Tensors and arrays count with their values; objects with their attributes; modules with parameters, buffers, hooks
     and plain attributes; functions with their code, defaults, closures, and the globals that they name; classes with
-    their functions and constants. What belongs to Python, to an installed package or to this one counts by name.
+    their functions and constants. Of Python, of installed packages and of this one classes count by name, and functions
+    without their globals.
     """
     reader = _Reader()
     return Identity(digest(map(reader.read, values)), tuple(dict.fromkeys(reader.unknown)))
@@ -85,6 +87,8 @@ def _parts(value: Any) -> Iterable[Any]:
         return "function", value.__module__, value.__qualname__, value.__self__
     if isinstance(value, property):
         return "property", value.fget, value.fset, value.fdel
+    if isinstance(value, functools.cached_property):
+        return "cached property", value.func
     if isinstance(value, _WRAPPERS):
         return type(value).__name__, value.__wrapped__
     if isinstance(value, nn.Module):
@@ -102,7 +106,7 @@ def _parts_of_class(value: type) -> Iterator[Any]:
     if value.__module__.partition(".")[0] in sys.stdlib_module_names or _has_installed_file(module):
         return
     # Constants of modules are left out: outputs tell more, and a class may count the calls of its forward there.
-    kept = (FunctionType, property, *_WRAPPERS, *(() if issubclass(value, nn.Module) else _CONSTANTS))
+    kept = (FunctionType, *_PROPERTIES, *_WRAPPERS, *(() if issubclass(value, nn.Module) else _CONSTANTS))
     for name, item in sorted(vars(value).items()):
         if isinstance(item, kept) and name not in ("__doc__", "__firstlineno__"):
             yield from (name, item)
@@ -111,11 +115,10 @@ def _parts_of_class(value: type) -> Iterator[Any]:
 
 def _parts_of_function(value: FunctionType) -> Iterator[Any]:
     yield from ("function", value.__module__, value.__qualname__)
-    if is_installed(value.__code__.co_filename):
-        return
     yield from (value.__code__, value.__defaults__, value.__kwdefaults__, vars(value))
     yield tuple(cell.cell_contents for cell in value.__closure__ or ())
-    yield {name: value.__globals__[name] for name in sorted(_names(value.__code__)) if name in value.__globals__}
+    if not is_installed(value.__code__.co_filename):
+        yield {name: value.__globals__[name] for name in sorted(_names(value.__code__)) if name in value.__globals__}
 
 
 def _names(code: CodeType) -> set[str]:
