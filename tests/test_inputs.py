@@ -153,13 +153,16 @@ def test_any_float_tensor_or_array_is_read_as_extractors_deliver(values):
     ("values", "message"),
     [
         (np.zeros((5, 3, 8, 8), np.uint8), "input1: an array of 5 x 3 x 8 x 8 looks like images"),
-        (np.zeros(5, np.float32), "input1: features must be N x D with .*; got 5$"),
-        (np.float32(3) * np.ones(()), "input1: features must be N x D with .*; got a single number"),
-        (torch.zeros(0, 4), "input1: features must be N x D with .*; got 0 x 4"),
-        (torch.zeros(5, 2, dtype=torch.int64), r"input1: features must be floating point numbers; got torch\.int64"),
-        (np.zeros((5, 2), bool), "input1: features must be floating point numbers; got bool"),
-        (np.full((5, 2), object()), "input1: features must be floating point numbers; got object"),
-        (np.array([[1.0, np.nan], [1.0, 1.0], [np.inf, 0.0]]), "input1: 2 of 3 rows hold NaN or infinite features"),
+        (np.zeros(5, np.float32), r"input1 must be N x D with .*; got shape \(5,\)"),
+        (np.ones((), np.float32), r"input1 must be N x D with .*; got shape \(\)"),
+        (torch.zeros(0, 4), r"input1 must be N x D with .*; got shape \(0, 4\)"),
+        (torch.zeros(5, 2, dtype=torch.int64), r"input1 must hold floating-point numbers; got dtype torch\.int64"),
+        (np.zeros((5, 2), bool), "input1 must hold floating-point numbers; got dtype bool"),
+        (np.full((5, 2), object()), "input1 must hold floating-point numbers; got dtype object"),
+        (
+            np.array([[1.0, np.nan], [1.0, 1.0], [np.inf, 0.0]]),
+            "input1 holds NaN or infinite values in 2 of 3 rows, first in row 0",
+        ),
     ],
 )
 def test_what_is_not_features_is_refused(values, message):
@@ -172,7 +175,9 @@ def test_what_is_not_features_is_refused(values, message):
 def test_damaged_file_is_named(suffix, content, tmp_path, features):
     path = tmp_path / f"features{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf'^input2, file ".*features\{suffix}": damaged, or .* \(\w+\)$') as caught:
+    with pytest.raises(
+        ValueError, match=rf'^input2, file ".*features\{suffix}": damaged, or .* \(\w+: [^\n]*\)$'
+    ) as caught:
         calculate_metrics(input1=features[0], input2=str(path), fid=True)
     assert caught.value.__suppress_context__
 
