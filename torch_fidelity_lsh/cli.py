@@ -63,12 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def _short_warnings(program: str) -> Iterator[None]:
     with warnings.catch_warnings():
-        before = warnings.formatwarning
-        warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {message}\n"
-        try:
-            yield
-        finally:
-            warnings.formatwarning = before
+        warnings.showwarning = lambda message, *_, **__: print(f"{program}: warning: {message}", file=sys.stderr)
+        yield
 
 
 def _measure(args: dict[str, Any]) -> str:

@@ -102,8 +102,8 @@ def make_plan(kwargs: dict[str, Any]) -> Plan:
     _refuse_other_sources(jobs, ready)
     counts = {side: len(next(iter(layers.values()))) for side, layers in ready.items()}
     counts |= {side: count for side, each in samples.items() if (count := each.count()) is not None}
-    refuse_too_few(jobs, counts, call)
     _look(jobs, samples)
+    refuse_too_few(jobs, counts, call)
     return Plan(requested, given, call, jobs, ready, samples)
 
 
@@ -149,6 +149,8 @@ def _requested_metrics(call: dict[str, Any]) -> list[str]:
 
 def _check_options(requested: list[str], call: dict[str, Any]) -> None:
     for name in requested:
+        for setting, least in upstream.LEAST_SETTINGS.get(name, {}).items():
+            _check_whole_number(setting, call, least)
         entry = METRICS_REGISTRY.get(name)
         if entry and entry.check_options:
             entry.check_options(call)
@@ -160,7 +162,7 @@ def sides_of(metrics: Iterable[str]) -> list[int]:
 
 
 def _open_inputs(call: dict[str, Any], sides: list[int], ready_sides: list[int]) -> dict[int, Samples]:
-    _check_whole_number("batch_size", call)
+    _check_whole_number("batch_size", call, 1)
     samples = {}
     for side in sides:
         argument, cache_name = f"input{side}", call[f"input{side}_cache_name"]
@@ -174,10 +176,10 @@ def _open_inputs(call: dict[str, Any], sides: list[int], ready_sides: list[int])
     return samples
 
 
-def _check_whole_number(name: str, call: dict[str, Any]) -> None:
+def _check_whole_number(name: str, call: dict[str, Any], least: int) -> None:
     value = call[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
 
 
 def _usable_cuda(call: dict[str, Any], needed: bool) -> bool:

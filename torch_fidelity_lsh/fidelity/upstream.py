@@ -49,6 +49,7 @@ __all__ = [
     "DEFAULTS",
     "DEFAULT_FEATURE_EXTRACTOR",
     "FEATURE_EXTRACTORS_REGISTRY",
+    "LEAST_SETTINGS",
     "NOISE_SOURCE_REGISTRY",
     "GenerativeModelBase",
     "calculate_metrics",
@@ -131,6 +132,14 @@ def featuresdict_to_metric(
     return _featuresdict_function(name)(*sides, layer, **kwargs)  # type: ignore[no-any-return]
 
 
+LEAST_SETTINGS = {
+    "isc": {"isc_splits": 1},
+    "kid": {"kid_subsets": 1, "kid_subset_size": 2},
+    "prc": {"prc_neighborhood": 1, "prc_batch_size": 1},
+}
+"""Settings of upstream's metrics that it does not check, and the least with which they give a number."""
+
+
 def least_samples(name: str, call: Mapping[str, Any]) -> tuple[int, str]:
     """Return how many samples of each input an upstream metric needs to give a number, and why."""
     if name == "fid":
@@ -138,7 +147,7 @@ def least_samples(name: str, call: Mapping[str, Any]) -> tuple[int, str]:
     if name == "isc":
         return call["isc_splits"], f"isc_splits={call['isc_splits']}"
     if name == "kid":
-        return max(2, call["kid_subset_size"]), f"kid_subset_size={call['kid_subset_size']}"
+        return call["kid_subset_size"], f"kid_subset_size={call['kid_subset_size']}"
     if name == "prc":
         return call["prc_neighborhood"] + 1, f"prc_neighborhood={call['prc_neighborhood']}"
     return 1, "anything"
