@@ -175,10 +175,10 @@ def test_a_file_in_the_cache_does_not_run_code(call, measured, tmp_path):
         calculate_metrics(**call)
     with pytest.raises(ValueError, match=r'real-counting.*\.pt" cannot be read as features that torch-fidelity'):
         calculate_metrics(**{**call, "cache": "upstream"})
-    with pytest.raises(ValueError, match="input2, file .* damaged"):
-        calculate_metrics(
-            **{**call, "input2": str(folder / "real-counting-features-small.safetensors"), "input2_cache_name": None}
-        )
+    features = tmp_path / "features.safetensors"
+    features.write_bytes(pickle.dumps(Bomb(canary)))
+    with pytest.raises(ValueError, match=r"input2, file .* damaged"):
+        calculate_metrics(**{**call, "input2": str(features), "input2_cache_name": None})
     assert not canary.exists()
 
 

@@ -44,6 +44,7 @@ def open_arrays(path: str, where: str, max_bytes: int | None = None) -> Iterator
     Raises:
         ValueError: The file is damaged, holds something other than arrays of numbers, or unpacks to more.
     """
+    before = _state(path)
     limit = max(ALWAYS_ALLOWED, MAX_EXPANSION * Path(path).stat().st_size) if max_bytes is None else max_bytes
     opener = {".npy": _open_npy, ".npz": _open_npz, ".safetensors": _open_safetensors}[Path(path).suffix.lower()]
     with ExitStack() as stack:
@@ -52,9 +53,17 @@ def open_arrays(path: str, where: str, max_bytes: int | None = None) -> Iterator
 
         def read(name: str) -> torch.Tensor | npt.NDArray[Any]:
             with _failures_named(where):
-                return arrays.read(name)
+                values = arrays.read(name)
+                if _state(path) != before:  # Parsers go back to the path for each array.
+                    raise RuntimeError("another file was put in its place while it was read")
+                return values
 
         yield Arrays(arrays.names, read)
+
+
+def _state(path: str) -> tuple[int, int, int]:
+    status = Path(path).stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class _TooLargeError(Exception):

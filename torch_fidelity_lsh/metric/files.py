@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 _A_DAY = 86_400.0
 
@@ -111,10 +111,9 @@ def read_tensors(
     """
     name = os.fspath(path)
     try:
-        # Opened once: a writer may put another file in its place meanwhile.
-        with safe_open(path, framework="pt") as file:
-            header = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        # Read at once, since another file may be put in its place: safe_open goes back to the path for each tensor.
+        content = Path(path).read_bytes()
+        tensors, header = load(content), _metadata(content)
     except OSError:
         raise
     except Exception as error:  # The parser raises what it likes on damaged files.
@@ -156,6 +155,12 @@ def digest_of_file(path: str | os.PathLike[str]) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    length = int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return metadata
 
 
 def _prefix(target: Path) -> str:

@@ -43,9 +43,12 @@ def load_reference(path: str | os.PathLike[str]) -> ReducedFeatures:
         tensors, facts = read_tensors(path, KIND, VERSION)
     except ValueError as error:
         raise ValueError(f"{error}; `fidelity-lsh index` makes a reference file") from error
-    numbers = {name: int(facts[name]) for name in _NUMBERS}
-    names = {name: facts[name] or None for name in _NAMES}
-    return ReducedFeatures(tensors[_VALUES], **numbers, **names)  # type: ignore[arg-type]
+    try:
+        numbers = {name: int(facts[name]) for name in _NUMBERS}
+        names = {name: facts[name] or None for name in _NAMES}
+        return ReducedFeatures(tensors[_VALUES], **numbers, **names)  # type: ignore[arg-type]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f'"{os.fspath(path)}" is no sound reference file: {error}') from error
 
 
 def is_reference_file(path: str | os.PathLike[str]) -> bool:
