@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from compressors.study import StudySettings, run_study
 from torch_fidelity_lsh import (
     LSHConfig,
     calculate_metrics,
@@ -127,6 +128,23 @@ def test_generator_and_extractor_work_without_the_callers_autocast(images, count
     expected = calculate_metrics(**call)
     with torch.autocast("cpu", torch.bfloat16):
         assert calculate_metrics(**call) == expected
+
+
+@pytest.mark.parametrize("mode", ["autocast to bfloat16", "inference mode", "default dtype"])
+def test_a_study_measures_the_same_in_any_mode(mode, counting_extractor, tmp_path):
+    network = torch.nn.Sequential(torch.nn.Linear(8, 192), torch.nn.Unflatten(1, (3, 8, 8)), torch.nn.Tanh()).eval()
+    images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
+    settings = StudySettings(feature_extractor="counting", samples=30, output_range=(-1, 1))
+
+    def draw(n, random):
+        return (torch.randn(n, 8, generator=random, dtype=torch.float32),)
+
+    def scores(folder):
+        return [row.scores for row in run_study(network, draw, [], images, tmp_path / folder, settings).rows]
+
+    expected = scores("plain")
+    with MODES[mode]():
+        assert scores(mode) == expected
 
 
 def random_states():

@@ -17,6 +17,8 @@ import torch
 from mutations import outcomes
 from safetensors.torch import save_file
 
+from compressors.common.files import read_file, write_file
+from compressors.common.files import whole_file as whole_file_of_compressors
 from torch_fidelity_lsh import load_reference, reduce_features, save_reference
 from torch_fidelity_lsh.cli import main
 from torch_fidelity_lsh.fidelity import cache
@@ -178,6 +180,16 @@ def write_tensors_forever(path, worker):
         write_tensors(path, "test", 1, {"a": torch.full((200, 200), float(number))}, {"number": str(number)})
 
 
+def write_compressed_forever(path, worker):
+    for number in range(10**9):
+        write_file(path, "test", {"a": torch.full((200, 200), float(number))}, {"number": number})
+
+
+def check_compressed(path):
+    tensors, content = read_file(path, "test")
+    assert (tensors["a"] == content["number"]).all()
+
+
 def check_text(path):
     lines = path.read_text().splitlines()
     assert len(lines) == 20_000
@@ -189,7 +201,11 @@ def check_tensors(path):
     assert (tensors["a"] == float(facts["number"])).all()
 
 
-WRITERS = {"text": (write_forever, check_text), "tensors": (write_tensors_forever, check_tensors)}
+WRITERS = {
+    "text": (write_forever, check_text),
+    "tensors": (write_tensors_forever, check_tensors),
+    "compressors": (write_compressed_forever, check_compressed),
+}
 
 
 def started(work, *arguments):
@@ -199,11 +215,22 @@ def started(work, *arguments):
     return process
 
 
+def sweep(path, write):
+    """Write the file once more, as the next run does."""
+    content = path.read_bytes()
+    if write is write_compressed_forever:
+        with whole_file_of_compressors(path) as temporary:
+            temporary.write_bytes(content)
+    else:
+        with whole_file(path) as file:
+            file.write(content)
+
+
 @pytest.mark.parametrize("kills", [pytest.param(6, id="short"), pytest.param(60, id="long", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_killed_writers_leave_a_whole_file_and_nothing_else(writer, kills, tmp_path):
     write, check = WRITERS[writer]
-    path, drawn = tmp_path / "file", random.Random(0)
+    path, drawn = tmp_path / "file.safetensors", random.Random(0)
     found = 0
     for _ in range(kills):
         process = started(write, path, 0)
@@ -214,8 +241,7 @@ def test_killed_writers_leave_a_whole_file_and_nothing_else(writer, kills, tmp_p
         process.join()
         check(path)
         found += len(list(tmp_path.iterdir())) - 1
-        with whole_file(path) as file:  # The next run sweeps.
-            file.write(path.read_bytes())
+        sweep(path, write)
         assert list(tmp_path.iterdir()) == [path]
     print(f"{writer}: {kills} kills, {kills} whole files, {found} leftovers, all swept")
 
@@ -224,7 +250,7 @@ def test_killed_writers_leave_a_whole_file_and_nothing_else(writer, kills, tmp_p
 @pytest.mark.parametrize("writer", WRITERS)
 def test_readers_beside_several_writers_see_whole_files(writer, seconds, tmp_path):
     write, check = WRITERS[writer]
-    path, reads = tmp_path / "file", 0
+    path, reads = tmp_path / "file.safetensors", 0
     processes = [started(write, path, worker) for worker in range(3)]
     try:
         while not path.exists():
