@@ -29,7 +29,7 @@ class Store:
 
     def add(self, row: Row) -> None:
         """Keep a measurement."""
-        line = json.dumps(row) + "\n"
+        line = json.dumps(row, allow_nan=False) + "\n"
         with self._path.open("a") as file:
             file.write(line)
         self.rows[row["key"]] = json.loads(line)  # As a later run will read it.

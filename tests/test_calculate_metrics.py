@@ -87,34 +87,19 @@ def test_each_input_passes_the_extractor_once(images, counting_extractor, shift_
     assert counting_extractor.images == len(images[0]) + len(images[1])
 
 
-def test_without_a_registered_metric_the_call_is_upstreams(images, counting_extractor, monkeypatch):
+def test_without_a_registered_metric_the_numbers_are_upstreams(images, counting_extractor):
+    call = {**QUICK, "input1": images[0], "input2": images[1], "feature_extractor": "counting"}
+    for metrics in ({"fid": True}, {"fid": True, "prc": True, "kid": True, "isc": True}):
+        assert calculate_metrics(**call, **metrics) == torch_fidelity.calculate_metrics(**call, **metrics)
+
+
+def test_what_does_not_look_at_features_is_left_to_upstream(monkeypatch):
     seen = {}
     monkeypatch.setattr(upstream, "calculate_metrics", lambda **kwargs: seen.update(kwargs) or {"done": 1.0})
-    call = {**QUICK, "input1": images[0], "input2": images[1], "fid": True, "prc": True}
+    model = GenerativeModelModuleWrapper(torch.nn.Linear(4, 4), 4, "normal", 0)
+    call = {**QUICK, "input1": model, "input1_model_num_samples": 5, "ppl": True}
     assert calculate_metrics(**call) == {"done": 1.0}
     assert seen == call
-
-
-def test_feature_cache_is_upstreams(images, counting_extractor, shift_metric, tmp_path):
-    call = {**QUICK, "input1": images[0], "input2": images[1], "feature_extractor": "counting"}
-    call |= {"fid": True, "prc": True, "cache_root": str(tmp_path), "input2_cache_name": "reference"}
-    theirs = torch_fidelity.calculate_metrics(**call)
-    files = {path.name for path in tmp_path.iterdir()}
-    assert files == {
-        "reference-counting-features-small.pt",
-        "reference-counting-features-wide.pt",
-        "reference-counting-stat-fid-small.pt",
-    }
-    counting_extractor.images = 0
-    assert_contains(calculate_metrics(**call, shift=True), theirs)
-    assert counting_extractor.images == len(images[0])
-    assert {path.name for path in tmp_path.iterdir()} == files
-
-
-def test_cached_reference_needs_no_images_any_more(images, counting_extractor, shift_metric, tmp_path):
-    call = {**QUICK, "input1": images[0], "shift": True, "feature_extractor": "counting", "cache_root": str(tmp_path)}
-    first = calculate_metrics(**call, input2=images[1], input2_cache_name="reference")
-    assert calculate_metrics(**call, input2="/gone/long/ago", input2_cache_name="reference") == first
 
 
 def test_generator_as_input(images, counting_extractor, shift_metric):

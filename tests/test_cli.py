@@ -148,7 +148,7 @@ def test_wrong_options_exit_with_2_and_a_hint(options, message, shift_metric, in
     [
         ([], "At least one metric must be requested"),
         (["--shift", "--input2", "/no/features.npy"], 'input2, file "/no/features.npy": there is no such file'),
-        (["--kid", "--kid-subset-size", "1000"], "KID subset size 1000"),
+        (["--kid", "--kid-subset-size", "1000"], "kid needs at least 1000 samples for kid_subset_size=1000"),
     ],
 )
 def test_users_mistakes_exit_with_1_and_one_line(options, message, shift_metric, inputs, capsys):

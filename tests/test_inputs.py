@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
+from torch_fidelity_lsh import lsh_precision_recall, reduce_features
 from torch_fidelity_lsh.fidelity.calculate import calculate_metrics
 from torch_fidelity_lsh.fidelity.inputs import read_features
 
@@ -153,13 +154,16 @@ def test_any_float_tensor_or_array_is_read_as_extractors_deliver(values):
     ("values", "message"),
     [
         (np.zeros((5, 3, 8, 8), np.uint8), "input1: an array of 5 x 3 x 8 x 8 looks like images"),
-        (np.zeros(5, np.float32), "input1: features must be N x D with .*; got 5$"),
-        (np.float32(3) * np.ones(()), "input1: features must be N x D with .*; got a single number"),
-        (torch.zeros(0, 4), "input1: features must be N x D with .*; got 0 x 4"),
-        (torch.zeros(5, 2, dtype=torch.int64), r"input1: features must be floating point numbers; got torch\.int64"),
-        (np.zeros((5, 2), bool), "input1: features must be floating point numbers; got bool"),
-        (np.full((5, 2), object()), "input1: features must be floating point numbers; got object"),
-        (np.array([[1.0, np.nan], [1.0, 1.0], [np.inf, 0.0]]), "input1: 2 of 3 rows hold NaN or infinite features"),
+        (np.zeros(5, np.float32), r"input1 must be N x D with .*; got shape \(5,\)"),
+        (np.ones((), np.float32), r"input1 must be N x D with .*; got shape \(\)"),
+        (torch.zeros(0, 4), r"input1 must be N x D with .*; got shape \(0, 4\)"),
+        (torch.zeros(5, 2, dtype=torch.int64), r"input1 must hold floating-point numbers; got dtype torch\.int64"),
+        (np.zeros((5, 2), bool), "input1 must hold floating-point numbers; got dtype bool"),
+        (np.full((5, 2), object()), "input1 must hold floating-point numbers; got dtype object"),
+        (
+            np.array([[1.0, np.nan], [1.0, 1.0], [np.inf, 0.0]]),
+            "input1 holds NaN or infinite values in 2 of 3 rows, first in row 0",
+        ),
     ],
 )
 def test_what_is_not_features_is_refused(values, message):
@@ -172,7 +176,9 @@ def test_what_is_not_features_is_refused(values, message):
 def test_damaged_file_is_named(suffix, content, tmp_path, features):
     path = tmp_path / f"features{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf'^input2, file ".*features\{suffix}": damaged, or .* \(\w+\)$') as caught:
+    with pytest.raises(
+        ValueError, match=rf'^input2, file ".*features\{suffix}": damaged, or .* \(\w+: [^\n]*\)$'
+    ) as caught:
         calculate_metrics(input1=features[0], input2=str(path), fid=True)
     assert caught.value.__suppress_context__
 
@@ -197,3 +203,72 @@ def test_pickled_objects_are_not_loaded(tmp_path):
 def test_missing_file_is_named():
     with pytest.raises(ValueError, match=r'input1, file "/no/features\.npy": there is no such file'):
         read_features("/no/features.npy", ["fc2"], "input1")
+
+
+LAYOUTS = {
+    "backwards": lambda values, _: values[::-1],
+    "every other column": lambda values, _: np.repeat(values, 2, axis=1)[:, ::2],
+    "big endian": lambda values, _: values.astype(">f4"),
+    "long double": lambda values, _: values.astype(np.longdouble),
+    "half": lambda values, _: values.astype(np.float16),
+    "read-only map": lambda values, path: (np.save(path, values), np.load(path, mmap_mode="r"))[1],
+    "masked without a mask": lambda values, _: np.ma.MaskedArray(values),
+    "sparse": lambda values, _: torch.from_numpy(values).to_sparse(),
+    "transposed tensor": lambda values, _: torch.from_numpy(values.T.copy()).T,
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_functions_calls_and_the_metric_read_arrays_alike(layout, tmp_path):
+    sides = [np.round(np.random.default_rng(i).normal(size=(30, 200)), 1).astype(np.float16) for i in (1, 2)]
+    sides = [side.astype(np.float32) for side in sides]
+    given = [LAYOUTS[layout](side, tmp_path / f"{i}.npy") for i, side in enumerate(sides)]
+    expected = lsh_precision_recall(*sides).to_dict()
+    if layout == "backwards":
+        assert lsh_precision_recall(*given).precision == expected["lsh_precision"]
+    else:
+        assert lsh_precision_recall(*given).to_dict() == expected
+    assert calculate_metrics(input1=given[0], input2=given[1], lsh=True, verbose=False) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            np.ma.MaskedArray(np.ones((4, 3)), mask=np.eye(4, 3)),
+            "holds masked values; fill them or leave their rows out",
+        ),
+        (torch.ones(4, 3, device="meta"), "is a tensor on the meta device"),
+        (torch.ones(4, 3, dtype=torch.complex64), r"must hold floating-point numbers; got dtype torch\.complex64"),
+        (np.full((4, 3), np.longdouble("1e400")), "holds NaN or infinite values"),
+    ],
+)
+def test_arrays_that_are_no_features_are_refused_alike(values, message):
+    for read in (lambda: calculate_metrics(input1=values, input2=values, lsh=True), lambda: reduce_features(values)):
+        with pytest.raises(ValueError, match=message):
+            read()
+
+
+def test_numbers_too_large_for_single_precision_are_refused():
+    values = np.full((4, 3), 1e200)
+    with pytest.raises(
+        ValueError, match=r"input1 holds values over 3\.4e\+38, the largest of float32; scale them down"
+    ):
+        calculate_metrics(input1=values, input2=values, lsh=True)
+    with pytest.raises(ValueError, match="too large to measure distances between"):
+        lsh_precision_recall(values, values)
+
+
+def test_a_file_of_statistics_says_what_would_serve(tmp_path):
+    np.savez(tmp_path / "fid.npz", mu=np.zeros(8), sigma=np.eye(8))
+    with pytest.raises(
+        ValueError, match=r"fid\.npz.*: holds the mean and covariance of features .*the features themselves"
+    ):
+        read_features(str(tmp_path / "fid.npz"), ["features"], "input2")
+
+
+def test_a_layer_called_features_is_asked_for_once(tmp_path):
+    np.savez(tmp_path / "set.npz", one=np.zeros((2, 3)), two=np.zeros((2, 4)))
+    with pytest.raises(ValueError, match=r'none of its arrays \(one, two\) is called "features"; name the one'):
+        read_features(str(tmp_path / "set.npz"), ["features"], "input2")

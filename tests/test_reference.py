@@ -126,11 +126,10 @@ def test_interrupted_writing_leaves_the_old_file(reference, monkeypatch):
     kept, path = reference
     before = path.read_bytes()
 
-    def break_off(tensors, filename, metadata):
-        filename.write_bytes(b"half")
+    def break_off(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("torch_fidelity_lsh.metric.reference.save_file", break_off)
+    monkeypatch.setattr("torch_fidelity_lsh.metric.files.os.fsync", break_off)
     with pytest.raises(KeyboardInterrupt):
         save_reference(kept, path)
     assert path.read_bytes() == before
@@ -143,7 +142,7 @@ def test_a_damaged_file_is_refused(reference, place):
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"damaged|no reference file"):
+    with pytest.raises(ValueError, match=r"damaged|no torch-fidelity-lsh reference"):
         load_reference(path)
 
 
@@ -158,15 +157,17 @@ def test_a_file_of_another_version_or_kind_is_refused(reference, tmp_path):
     kept, path = reference
     metadata = {"format": "torch-fidelity-lsh reference", "format_version": "99"}
     save_file({"reduced_features": kept.values}, path, metadata)
-    with pytest.raises(ValueError, match=r"format version 99, and this release reads version 1"):
+    with pytest.raises(ValueError, match=r"format version 99, and this release reads version 2"):
         load_reference(path)
     save_file({"features": kept.values}, tmp_path / "features.safetensors")
-    with pytest.raises(ValueError, match="is no reference file; `fidelity-lsh index` makes one"):
+    with pytest.raises(
+        ValueError, match="is no torch-fidelity-lsh reference file; `fidelity-lsh index` makes a reference file"
+    ):
         load_reference(tmp_path / "features.safetensors")
 
 
 def test_a_file_needs_its_ending(reference, tmp_path):
-    with pytest.raises(ValueError, match=r"must end in .safetensors"):
+    with pytest.raises(ValueError, match=r"path: the file must end in .safetensors"):
         save_reference(reference[0], tmp_path / "reference.pt")
 
 

@@ -1,8 +1,10 @@
 """The metric in a training loop: batches in any order, kept references, torchmetrics' own demands."""
 
 import pickle
+from urllib.error import URLError
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from torchmetrics import MetricCollection
@@ -140,3 +142,68 @@ def test_unusable_batches_are_refused_and_nothing_is_lost(sides, features, messa
     with pytest.raises(ValueError, match=message):
         metric.update(features, real=True)
     assert metric.compute() == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+            r"must be floats in \[0, 1\] with normalize=True; got torch\.uint8",
+        ),
+        (torch.rand(4, 3, 8, 8) * 2 - 1, r"must be in \[0, 1\] with normalize=True; got values from -"),
+        (torch.rand(4, 3, 8, 8) * 255, r"must be in \[0, 1\] with normalize=True; got values from"),
+        (torch.full((4, 3, 8, 8), torch.nan), "got values from nan to nan"),
+        (torch.full((4, 3, 8, 8), torch.inf), "got values from inf to inf"),
+    ],
+)
+def test_images_that_are_not_in_the_range_promised_are_refused(images, message, counting_extractor):
+    metric = LSHPrecisionRecall("counting", normalize=True)
+    with pytest.raises(ValueError, match=message):
+        metric.update(images, real=True)
+    assert len(metric.real) == 0
+
+
+def test_one_metric_may_be_named_without_a_list(sides):
+    assert filled(sides, metrics="lsh_knn").compute().keys() == filled(sides, metrics=["lsh_knn"]).compute().keys()
+
+
+@pytest.mark.parametrize("empty", [torch.zeros(0, 200), torch.zeros(0), np.zeros((0, 200)), torch.zeros(0, 3, 8, 8)])
+def test_an_empty_last_batch_adds_nothing(sides, empty):
+    metric = filled(sides)
+    expected = metric.compute()
+    for real in (True, False):
+        metric.update(empty, real=real)
+    assert metric.compute() == expected
+
+
+def test_arrays_are_taken_like_tensors(sides, counting_extractor):
+    arrays = [side.numpy().astype(">f8")[::-1] for side in sides]
+    metric = LSHPrecisionRecall(feature=None, config=CONFIG)
+    for real, array in enumerate(arrays):
+        metric.update(array, real=bool(real))
+    assert metric.compute() == filled(sides).compute()
+    images = np.random.default_rng(0).integers(256, size=(30, 3, 8, 8)).astype(np.uint8)
+    metric = LSHPrecisionRecall("counting")
+    for real in (True, False):
+        metric.update(images, real=real)
+    assert metric.compute()["lsh_precision"] == 1
+
+
+@pytest.mark.parametrize("made", [(torch.zeros(4, 5),), {"features": torch.zeros(4, 5)}, None])
+def test_a_module_that_returns_no_tensor_is_named(made):
+    module = torch.nn.Identity()
+    module.forward = lambda _: made
+    with pytest.raises(ValueError, match=rf"feature: the module must return a tensor N x D; got {type(made).__name__}"):
+        LSHPrecisionRecall(module).update(torch.zeros(4, 3, 8, 8), real=True)
+
+
+def test_without_a_network_one_line_says_which_weights_are_wanted_and_where(monkeypatch):
+    def no_network(**kwargs):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torch_fidelity.feature_extractor_vgg16.torchvision_load_pretrained_vgg16", no_network)
+    with pytest.raises(
+        ValueError, match=r"A download failed \(Name or.*vgg16-.*\.pth goes into the folder .*checkpoints"
+    ):
+        LSHPrecisionRecall("vgg16")

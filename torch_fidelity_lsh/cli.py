@@ -7,8 +7,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, NoReturn
 
 import numpy as np
@@ -17,13 +17,15 @@ import torch_fidelity.fidelity
 
 from torch_fidelity_lsh.fidelity import upstream
 from torch_fidelity_lsh.fidelity.calculate import calculate_metrics, create_reference
-from torch_fidelity_lsh.fidelity.distributed import rank_and_size, ranks_of_torchrun
+from torch_fidelity_lsh.fidelity.distributed import RanksError, rank_and_size, ranks_of_torchrun, together
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, MetricOption, plugin_keywords
 from torch_fidelity_lsh.metric.config import option_fields
+from torch_fidelity_lsh.metric.files import check_writable
 from torch_fidelity_lsh.metric.messages import did_you_mean
-from torch_fidelity_lsh.metric.reference import save_reference
+from torch_fidelity_lsh.metric.reference import SUFFIX, save_reference
 
-_USER_ERRORS = (ValueError, OSError, ImportError)
+_USER_ERRORS = (ValueError, OSError, ImportError, RanksError)
+_INTERRUPTED = 130  # as shells report it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,24 +38,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the command's name. Default: those of the process.
 
     Returns:
-        Exit code: 0, or 1 after an error in what the user asked for. Wrong options exit with 2.
+        Exit code: 0; 1 after an error in what the user asked for; 130 after an interrupt. Wrong options exit with 2.
     """
     argv = sys.argv[1:] if argv is None else argv
     indexing = argv[:1] == ["index"]
     parser = make_index_parser() if indexing else make_parser()
     args = _parse_strictly(parser, argv[1:] if indexing else argv)
-    # Upstream chooses how many workers load images; users cannot act on this.
-    warnings.filterwarnings("ignore", message="This DataLoader will create")
     try:
-        with ranks_of_torchrun(), redirect_stdout(sys.stderr):  # Upstream's KID prints a remark to stdout.
+        # Upstream's KID prints a remark to stdout.
+        with _short_warnings(parser.prog), ranks_of_torchrun(), redirect_stdout(sys.stderr):
             text = _index(args) if indexing else _measure(args)
             is_first = rank_and_size()[0] == 0
     except _USER_ERRORS as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     if is_first:
         print(text)
     return 0
+
+
+@contextmanager
+def _short_warnings(program: str) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"{program}: warning: {message}", file=sys.stderr)
+        yield
 
 
 def _measure(args: dict[str, Any]) -> str:
@@ -62,6 +73,7 @@ def _measure(args: dict[str, Any]) -> str:
 
 
 def _index(args: dict[str, Any]) -> str:
+    together(lambda: check_writable(args["output"], "--output", SUFFIX) if rank_and_size()[0] == 0 else None)
     keywords = {name: value for name, value in _call_keywords(args).items() if name != "input2"}
     reference = create_reference(input=args["input"], **keywords)
     if rank_and_size()[0] == 0:
@@ -70,7 +82,7 @@ def _index(args: dict[str, Any]) -> str:
     text = f"{args['output']}: {len(reference)} samples, {reference.dimension} features each{source}"
     summary = {"output": args["output"], "samples": len(reference), "dimension": reference.dimension}
     sources = {"feature_extractor": reference.feature_extractor, "feature_layer": reference.feature_layer}
-    return json.dumps({**summary, **sources}, indent=4) if args["json"] else text
+    return _as_json({**summary, **sources}) if args["json"] else text
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -155,6 +167,9 @@ def _upstream_parser() -> argparse.ArgumentParser:
 
 
 def _add_registered_metrics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--features-max-bytes", type=int, help="largest size of an array of an .npz file, unpacked (default: 100 times)"
+    )
     group = parser.add_argument_group("registered metrics")
     entries = METRICS_REGISTRY.values()
     for entry in entries:
@@ -207,8 +222,9 @@ def _wants_cuda(args: dict[str, Any]) -> bool:
     return cuda
 
 
-def _as_json(metrics: dict[str, Any]) -> str:
-    return json.dumps(metrics, indent=4, default=np.ndarray.tolist)  # --ppl-reduction none returns an array.
+def _as_json(values: dict[str, Any]) -> str:
+    # --ppl-reduction none returns an array.
+    return json.dumps(values, indent=4, default=np.ndarray.tolist, allow_nan=False)
 
 
 def _as_text(metrics: dict[str, Any]) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +19,10 @@ except ImportError as error:
     raise ImportError(f'This needs torchmetrics ({error}): pip install "torch-fidelity-lsh[torchmetrics]"') from error
 
 from torch_fidelity_lsh.fidelity import upstream
+from torch_fidelity_lsh.metric.arrays import as_features
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.functional import lsh_knn_precision_recall, lsh_precision_recall, reduce_features
+from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.messages import did_you_mean
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
@@ -34,7 +40,7 @@ class LSHPrecisionRecall(Metric):
         feature: What turns images into features. The name of a torch-fidelity extractor, alone (its layer for ``prc``)
             or as ``"name/layer"``; a layer of Inception by its number (64, 192, 768, 2048); a module that maps a batch
             of images to N x D; or `None`: :meth:`update` is given features. Default: ``"vgg16"``.
-        metrics: Any of ``"lsh"`` and ``"lsh_knn"``. Default: ``("lsh",)``.
+        metrics: ``"lsh"``, ``"lsh_knn"``, or both. Default: ``("lsh",)``.
         config: Settings of the metrics. Default: ``LSHConfig()``.
         reset_real_features: Whether :meth:`reset` forgets the real samples too. Default: `True`.
         normalize: Whether images are floats in [0, 1], to be turned into uint8. Default: `False`.
@@ -62,21 +68,24 @@ class LSHPrecisionRecall(Metric):
     real: list[Tensor]
     generated: list[Tensor]
     dimension: Tensor
+    settings: Tensor
 
+    @default_modes()
     def __init__(
         self,
         feature: int | str | nn.Module | None = "vgg16",
-        metrics: Sequence[str] = ("lsh",),
+        metrics: str | Sequence[str] = ("lsh",),
         config: LSHConfig | None = None,
         reset_real_features: bool = True,
         normalize: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
         for name in metrics:
             if name not in METRICS:
                 raise ValueError(f"metrics must be of {', '.join(METRICS)}; got {name!r}{did_you_mean(name, METRICS)}")
-        self.metrics = tuple(metrics)
+        self.metrics = metrics
         self.config = config or LSHConfig()
         self.reset_real_features = reset_real_features
         self.normalize = normalize
@@ -85,32 +94,41 @@ class LSHPrecisionRecall(Metric):
         self.add_state("real", default=[], dist_reduce_fx="cat")
         self.add_state("generated", default=[], dist_reduce_fx="cat")
         self.add_state("dimension", default=torch.tensor(0), dist_reduce_fx="max")
+        # Of all ranks, to be compared: what one keeps must mean the same to the others.
+        self.add_state("settings", default=_digests(self.config), dist_reduce_fx="cat")
 
-    def update(self, images_or_features: Tensor, real: bool) -> None:
-        """Add samples.
+    @default_modes()
+    def update(self, images_or_features: Tensor | npt.NDArray[Any], real: bool) -> None:
+        """Add samples; an empty batch adds nothing.
 
         Args:
-            images_or_features: Images N x 3 x H x W, uint8, or whatever the module given as ``feature`` takes; features
-                N x D if ``feature`` is `None`.
+            images_or_features: Images N x 3 x H x W, uint8, or floats in [0, 1] with ``normalize``, or whatever the
+                module given as ``feature`` takes; features N x D if ``feature`` is `None`.
             real: Whether the samples are real.
 
         Raises:
-            ValueError: The samples have the wrong type or shape, hold NaN or infinite values, or another D than before.
+            ValueError: The samples have the wrong type, range or shape, hold NaN or infinite values, or another D than
+                before.
         """
-        features = self._features(images_or_features)
+        if isinstance(images_or_features, (Tensor, np.ndarray)) and images_or_features.shape[:1] == (0,):
+            return
+        features = as_features(self._features(images_or_features), "features")
         dimension = int(self.dimension) or features.shape[-1]
         if features.shape[-1] != dimension:
             raise ValueError(f"Samples must have {dimension} features each, as before; got {tuple(features.shape)}")
-        values = reduce_features(features.float(), self.config).values.flatten()
+        # A copy, since few dimensions are kept as they are, and loops fill one tensor again and again.
+        values = reduce_features(features.float(), self.config).values.flatten().clone()
         self.dimension.fill_(dimension)
         (self.real if real else self.generated).append(values)
 
+    @default_modes()
     def compute(self) -> dict[str, Tensor]:
         """Return ``<metric>_precision``, ``<metric>_recall`` and ``<metric>_f_score``, each in [0, 1].
 
         Raises:
-            ValueError: There are too few samples of a side.
+            ValueError: There are too few samples of a side, or ranks have different settings.
         """
+        self._refuse_other_settings()
         sides = self._reduced("generated"), self._reduced("real")
         results = {name: METRICS[name](*sides, self.config) for name in self.metrics}
         return {
@@ -119,6 +137,7 @@ class LSHPrecisionRecall(Metric):
             for number in ("precision", "recall", "f_score")
         }
 
+    @default_modes()
     def reset(self) -> None:
         """Forget the generated samples, and the real ones unless they are to be kept."""
         real, dimension = list(self.real), self.dimension
@@ -134,14 +153,29 @@ class LSHPrecisionRecall(Metric):
         """Do nothing: what is kept is exact in float32, and would not be in less."""
         return self
 
-    def _features(self, samples: Tensor) -> Tensor:
+    def _features(self, samples: Tensor | npt.NDArray[Any]) -> Tensor | npt.NDArray[Any]:
         if self.extractor is None:
             return samples
+        images = torch.as_tensor(samples)
         if self.normalize:
-            samples = (samples * 255).byte()
+            _refuse_other_range(images)
+            images = (images * 255).byte()
         with torch.no_grad():
-            features: Tensor = self.extractor(samples)
+            features: Tensor = self.extractor(images)
+        if not isinstance(features, Tensor):
+            raise ValueError(f"feature: the module must return a tensor N x D; got {type(features).__name__}")
         return features
+
+    def _refuse_other_settings(self) -> None:
+        names = [field.name for field in fields(self.config)]
+        own = _digests(self.config).to(self.settings.device)
+        for rank, settings in enumerate(self.settings.view(-1, len(names))):
+            for name, is_same in zip(names, (settings == own).tolist(), strict=True):
+                if not is_same:
+                    raise ValueError(
+                        f"config: {name} of rank {rank}, or of the state that was loaded, is not that of this metric, "
+                        f"{getattr(self.config, name)!r}; samples reduced in different ways cannot be compared"
+                    )
 
     def _reduced(self, side: str) -> ReducedFeatures:
         held = getattr(self, side)
@@ -150,6 +184,20 @@ class LSHPrecisionRecall(Metric):
         components = self.config.num_components
         values = dim_zero_cat(held).view(-1, min(int(self.dimension), components))
         return ReducedFeatures(values, int(self.dimension), components, self.config.seed)
+
+
+def _digests(config: LSHConfig) -> Tensor:
+    """Return a number for each setting, equal only where the settings are."""
+    texts = (repr(getattr(config, field.name)) for field in fields(config))
+    return torch.tensor([int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") for text in texts])
+
+
+def _refuse_other_range(images: Tensor) -> None:
+    if not images.is_floating_point():
+        raise ValueError(f"images must be floats in [0, 1] with normalize=True; got {images.dtype}")
+    lowest, highest = float(images.amin()), float(images.amax())
+    if not (lowest >= 0 and highest <= 1):  # So for NaN.
+        raise ValueError(f"images must be in [0, 1] with normalize=True; got values from {lowest:.4g} to {highest:.4g}")
 
 
 class _Layer(nn.Module):

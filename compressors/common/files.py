@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import os
+import shutil
+import socket
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
@@ -45,18 +49,46 @@ def check_target(path: str | Path, suffix: str | None = None) -> Path:
 def whole_file(path: str | Path, suffix: str | None = None) -> Iterator[Path]:
     """Give a temporary path to write to, which replaces `path` if no exception is raised.
 
+    Readers see the old file or the new one, also beside other writers. What a killed writer has left is removed.
+
     Raises:
         CompressionError: `path` is unusable, see `check_target`, or nothing can be written to its folder.
     """
     target = check_target(path, suffix)
+    _sweep(target)
+    name = f".{target.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}.part"
+    directory = target.with_name(name)
     try:
-        directory = tempfile.TemporaryDirectory(dir=target.parent)
+        directory.mkdir()
     except OSError as error:
         raise CompressionError(f"path: the folder {target.parent} cannot be written to: {error}") from error
-    with directory as name:
-        temporary = Path(name, target.name)
+    try:
+        temporary = directory / target.name
         yield temporary
         temporary.replace(target)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed writers of this file have left: those of this machine that run no more."""
+    start = f".{target.name}.{socket.gethostname()}."
+    for leftover in target.parent.iterdir():
+        name = leftover.name
+        if name.startswith(start) and name.endswith(".part") and not _runs(name.removeprefix(start).partition(".")[0]):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _runs(process: str) -> bool:
+    if os.name != "posix" or not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -98,11 +130,12 @@ def read_file(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str,
         CompressionError: the file is damaged, or of another format, version or kind; the message names what it is.
         FileNotFoundError: there is no such file.
     """
+    # Read at once, since another file may be put in its place: safe_open goes back to the path for each tensor.
+    whole = Path(path).read_bytes()
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        tensors = from_safetensors(whole)
+        header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")]).get("__metadata__", {})
+    except (SafetensorError, ValueError, KeyError) as error:
         raise CompressionError(f"path: {path} is damaged or no safetensors file: {error}") from error
     found, known = (header.get("format"), header.get("version")), (FORMAT, VERSION)
     if found != known:

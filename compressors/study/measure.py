@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from compressors.study.features import Extractor, Reference, as_reference, is_fe
 from compressors.study.identity import identify
 from compressors.study.settings import StudySettings
 from torch_fidelity_lsh.fidelity.calculate import calculate_metrics
+from torch_fidelity_lsh.metric.guard import default_modes
 
 EXAMPLES = 8
 """Samples on which models are tried and compared."""
@@ -53,7 +53,7 @@ def measure_generator(
     settings = settings or StudySettings()
     network = baked_copy(module_of("model", model))
     source, sampler = as_reference(reference), Sampler(draw, settings, device_of(network))
-    with isolated(sampler.device):
+    with default_modes():
         sampler.check(network)
         extractor = Extractor(settings.feature_extractor, settings.feature_layer, sampler.device)
         real = source if is_features(source) else extractor(reference_batches(source, settings.batch_size))
@@ -74,7 +74,7 @@ def extract_features(images: Reference, settings: StudySettings, device: str | t
     source, target = as_reference(images), torch.device(device)
     if is_features(source):
         return source
-    with isolated(target):
+    with default_modes():
         extractor = Extractor(settings.feature_extractor, settings.feature_layer, target)
         return extractor(reference_batches(source, settings.batch_size))
 
@@ -161,10 +161,3 @@ def module_of(argument: str, model: Any) -> nn.Module:
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's first tensor; the CPU where it has none."""
     return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-
-
-@contextmanager
-def isolated(device: torch.device) -> Iterator[None]:
-    """Switch the caller's autocast off, and leave its random state as it was."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.autocast(device.type, enabled=False):
-        yield

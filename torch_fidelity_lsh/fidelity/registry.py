@@ -108,9 +108,15 @@ def register_metric(
     METRICS_REGISTRY[name] = entry
 
 
+CALL_KEYWORDS: dict[str, Any] = {"features_max_bytes": None}
+"""Keywords of this package's ``calculate_metrics`` that belong to no metric, with their defaults."""
+
+
 def plugin_keywords() -> dict[str, Any]:
-    """Return the keywords that registered metrics add to ``calculate_metrics``, with their defaults."""
-    return {name: default for entry in METRICS_REGISTRY.values() for name, default in entry.keywords().items()}
+    """Return the keywords that this package adds to torch-fidelity's ``calculate_metrics``, with their defaults."""
+    return CALL_KEYWORDS | {
+        name: default for entry in METRICS_REGISTRY.values() for name, default in entry.keywords().items()
+    }
 
 
 def refuse_unknown_keywords(given: Iterable[str]) -> None:
@@ -142,6 +148,7 @@ def _refuse_taken(entry: MetricEntry) -> None:
     if entry.name in METRICS_REGISTRY:
         raise ValueError(f'Metric "{entry.name}" is already registered')
     _refuse_overlap(entry, "keywords", entry.keywords().keys() & upstream.DEFAULTS.keys(), "torch-fidelity")
+    _refuse_overlap(entry, "keywords", entry.keywords().keys() & CALL_KEYWORDS.keys(), "calculate_metrics")
     _refuse_overlap(entry, "result keys", set(entry.keys) & upstream.result_keys(), "torch-fidelity")
     for other in METRICS_REGISTRY.values():
         theirs = _declarations(other)

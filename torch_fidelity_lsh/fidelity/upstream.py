@@ -8,32 +8,36 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from http.client import HTTPException
+from pathlib import Path
+from pickle import UnpicklingError
 from types import FunctionType, ModuleType
 from typing import Any
+from urllib.error import URLError
 
 import torch
-from torch.utils.data import Dataset, Subset
+import torchvision
+from torch.utils.data import Dataset
+
+from torch_fidelity_lsh.metric.guard import default_modes
 
 try:
     import torch_fidelity.metrics
     from torch_fidelity.defaults import DEFAULTS
     from torch_fidelity.deprecations import DEPRECATIONS
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     from torch_fidelity.generative_model_base import GenerativeModelBase
-    from torch_fidelity.metric_fid import fid_featuresdict_to_statistics_cached, fid_statistics_to_metric
-    from torch_fidelity.registry import DATASETS_REGISTRY, FEATURE_EXTRACTORS_REGISTRY
-    from torch_fidelity.utils import (
-        DEFAULT_FEATURE_EXTRACTOR,
-        cache_lookup_group_recompute_all_on_any_miss,
-        create_feature_extractor,
-        extract_featuresdict_from_input_id,
-        extract_featuresdict_from_input_id_cached,
-        get_cacheable_input_name,
-        get_featuresdict_from_dataset,
-        glob_samples_paths,
-        prepare_input_from_id,
-    )
+    from torch_fidelity.generative_model_modulewrapper import GenerativeModelModuleWrapper
+    from torch_fidelity.generative_model_onnx import GenerativeModelONNX
+    from torch_fidelity.metric_fid import fid_featuresdict_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.registry import DATASETS_REGISTRY, FEATURE_EXTRACTORS_REGISTRY, NOISE_SOURCE_REGISTRY
+    from torch_fidelity.utils import DEFAULT_FEATURE_EXTRACTOR, prepare_input_from_descriptor
+    from torch_fidelity.utils import create_feature_extractor as _create_feature_extractor
 except ImportError as error:
     raise ImportError(
         f"torch-fidelity-lsh cannot work with the installed torch-fidelity: {error}. "
@@ -45,21 +49,22 @@ __all__ = [
     "DEFAULTS",
     "DEFAULT_FEATURE_EXTRACTOR",
     "FEATURE_EXTRACTORS_REGISTRY",
+    "LEAST_SETTINGS",
+    "NOISE_SOURCE_REGISTRY",
     "GenerativeModelBase",
     "calculate_metrics",
     "create_feature_extractor",
-    "extract_featuresdict_from_input_id_cached",
-    "extract_share",
+    "default_cache_root",
     "feature_metrics",
     "featuresdict_to_metric",
-    "glob_samples_paths",
-    "is_cacheable",
+    "is_builtin",
     "is_unary",
+    "least_samples",
     "metric_flags",
-    "read_cache",
+    "open_registered_dataset",
+    "read_model",
     "result_keys",
     "translate_deprecations",
-    "write_cache",
 ]
 
 
@@ -106,7 +111,6 @@ def featuresdict_to_metric(
     featuresdict_1: dict[str, torch.Tensor],
     featuresdict_2: dict[str, torch.Tensor] | None,
     layer: str,
-    feat_extractor: Any,
     **kwargs: Any,
 ) -> dict[str, float]:
     """Compute an upstream metric from features with upstream's own functions, as its ``calculate_metrics`` does.
@@ -116,82 +120,152 @@ def featuresdict_to_metric(
         featuresdict_1: Layer name to features of ``input1``, each N x D.
         featuresdict_2: The same for ``input2``; not used by unary metrics.
         layer: Name of the layer the metric looks at.
-        feat_extractor: The extractor, whose name becomes part of the name of the cached FID statistics.
         **kwargs: The call's upstream keywords.
 
     Returns:
         The metric's part of the result.
     """
     if name == "fid":
-        statistics = (
-            fid_featuresdict_to_statistics_cached(
-                featuresdict, get_cacheable_input_name(side, **kwargs), feat_extractor, layer, **kwargs
-            )
-            for side, featuresdict in ((1, featuresdict_1), (2, featuresdict_2))
-        )
+        statistics = (fid_featuresdict_to_statistics(each, layer) for each in (featuresdict_1, featuresdict_2))
         return fid_statistics_to_metric(*statistics, kwargs.get("verbose", DEFAULTS["verbose"]))  # type: ignore[no-any-return]
     sides = (featuresdict_1,) if is_unary(name) else (featuresdict_1, featuresdict_2)
     return _featuresdict_function(name)(*sides, layer, **kwargs)  # type: ignore[no-any-return]
 
 
-def extract_share(
-    side: int, feat_extractor: Any, rank: int, size: int, **kwargs: Any
-) -> dict[str, torch.Tensor] | None:
-    """Extract one of ``size`` shares of the batches of an input, without cache.
+LEAST_SETTINGS = {
+    "isc": {"isc_splits": 1},
+    "kid": {"kid_subsets": 1, "kid_subset_size": 2},
+    "prc": {"prc_neighborhood": 1, "prc_batch_size": 1},
+}
+"""Settings of upstream's metrics that it does not check, and the least with which they give a number."""
+
+
+def least_samples(name: str, call: Mapping[str, Any]) -> tuple[int, str]:
+    """Return how many samples of each input an upstream metric needs to give a number, and why."""
+    if name == "fid":
+        return 2, "a covariance"
+    if name == "isc":
+        return call["isc_splits"], f"isc_splits={call['isc_splits']}"
+    if name == "kid":
+        return call["kid_subset_size"], f"kid_subset_size={call['kid_subset_size']}"
+    if name == "prc":
+        return call["prc_neighborhood"] + 1, f"prc_neighborhood={call['prc_neighborhood']}"
+    return 1, "anything"
+
+
+def is_builtin(extractor: type) -> bool:
+    """Tell whether a class of feature extractors is torch-fidelity's or this package's."""
+    return extractor.__module__.partition(".")[0] in ("torch_fidelity", "torch_fidelity_lsh")
+
+
+def create_feature_extractor(name: str, layers: list[str], cuda: bool = True, **kwargs: Any) -> Any:
+    """Create a feature extractor of torch-fidelity's registry.
+
+    Weights are read without running code that a file may hold.
 
     Args:
-        side: 1 or 2.
-        feat_extractor: The extractor.
-        rank: Which share. The first is never empty, and is all of a generative model's samples.
-        size: Number of shares.
-        **kwargs: The call's upstream keywords.
+        name: Name in the registry.
+        layers: Names of the layers.
+        cuda: Whether to use the GPU. Default: `True`.
+        **kwargs: Upstream's keywords.
 
-    Returns:
-        Layer name to features, `None` if the share is empty.
+    Raises:
+        ValueError: The weights cannot be fetched, or the file named as ``feature_extractor_weights_path`` cannot be
+            read as those of the extractor.
     """
-    source = prepare_input_from_id(side, **kwargs)
-    if not isinstance(source, Dataset):
-        return extract_featuresdict_from_input_id(side, feat_extractor, **kwargs) if rank == 0 else None
-    batch_size = kwargs["batch_size"]
-    num_batches = -(-len(source) // batch_size)  # type: ignore[arg-type]
-    first, end = (batch_size * -(-num_batches * r // size) for r in (rank, rank + 1))
-    own = range(len(source))[first:end]  # type: ignore[arg-type]
-    if not own:
-        return None
-    options = (kwargs[name] for name in ("batch_size", "cuda", "save_cpu_ram", "verbose"))
-    return get_featuresdict_from_dataset(Subset(source, own), feat_extractor, *options)  # type: ignore[no-any-return]
-
-
-def is_cacheable(side: int, **kwargs: Any) -> bool:
-    """Tell whether features of an input are kept in the cache."""
-    return kwargs["cache"] and get_cacheable_input_name(side, **kwargs) is not None
-
-
-def read_cache(side: int, feat_extractor: Any, **kwargs: Any) -> dict[str, torch.Tensor] | None:
-    """Return the cached features of an input, `None` if a layer is missing."""
-
-    def report_miss() -> None:
-        raise _CacheMissError
-
+    path = kwargs.get("feature_extractor_weights_path")
+    reads_pickles = is_builtin(FEATURE_EXTRACTORS_REGISTRY[name]) and name in _WEIGHTS
+    if path is not None and reads_pickles:
+        _check_weights(path, name)
+    # Not for others: CLIP's own weights, for one, are an archive that the safe way of loading refuses.
+    safely = _loading_safely() if reads_pickles else nullcontext()
     try:
-        return _cached(side, feat_extractor, report_miss, **kwargs)
-    except _CacheMissError:
-        return None
+        with default_modes(), safely:
+            return _create_feature_extractor(name, layers, cuda, **kwargs)
+    except _NETWORK_ERRORS as error:
+        raise ValueError(_no_network(name, error)) from error
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        if not reads_pickles:
+            raise
+        where = f'"{path}"' if path is not None else f"the file of {_WEIGHTS[name]} in {_checkpoints()}"
+        advice = "" if path is not None else "; delete it to have it fetched again"
+        raise ValueError(f"{where} does not hold the weights of {name} ({first_line(error)}){advice}") from error
 
 
-def write_cache(side: int, feat_extractor: Any, features: dict[str, torch.Tensor], **kwargs: Any) -> None:
-    """Write features of an input to the cache, which must not have them."""
-    _cached(side, feat_extractor, lambda: features, **kwargs)
+def _check_weights(path: str, name: str) -> None:
+    if not Path(path).is_file():
+        raise ValueError(f'feature_extractor_weights_path: there is no file "{path}"')
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # The parser raises what it likes on damaged files.
+        raise ValueError(
+            f'feature_extractor_weights_path: "{path}" cannot be read as the weights of {name} '
+            f"({type(error).__name__}: {first_line(error)}); it takes a state dictionary as torch.save writes it"
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(
+            f'feature_extractor_weights_path: "{path}" holds a {type(state).__name__}, not a state dictionary of {name}'
+        )
 
 
-class _CacheMissError(Exception):
-    pass
+def _checkpoints() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _cached(side: int, feat_extractor: Any, fn_recompute: Callable[[], Any], **kwargs: Any) -> dict[str, torch.Tensor]:
-    prefix = f"{get_cacheable_input_name(side, **kwargs)}-{feat_extractor.get_name()}-features-"
-    layers = feat_extractor.get_requested_features_list()
-    return cache_lookup_group_recompute_all_on_any_miss(prefix, layers, fn_recompute, **kwargs)  # type: ignore[no-any-return]
+@contextmanager
+def _loading_safely() -> Iterator[None]:
+    before = os.environ.get(_SAFE_LOADING)
+    os.environ[_SAFE_LOADING] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SAFE_LOADING]
+        else:
+            os.environ[_SAFE_LOADING] = before
+
+
+_SAFE_LOADING = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_NETWORK_ERRORS = (URLError, ConnectionError, TimeoutError, HTTPException)
+_WEIGHTS = {"inception-v3-compat": URL_INCEPTION_V3, "vgg16": torchvision.models.VGG16_Weights.IMAGENET1K_V1.url}
+
+
+def _no_network(name: str, error: Exception) -> str:
+    reason = getattr(error, "reason", None) or first_line(error)
+    where = f"the folder {_checkpoints()}"
+    what = f"{_WEIGHTS[name]} goes into {where}" if name in _WEIGHTS else f"they go into {where}"
+    return (
+        f'A download failed ({reason}): the weights of feature extractor "{name}" are fetched when first used; {what}, '
+        "or any file of them is given as feature_extractor_weights_path. "
+        'feature_extractor="efficientnet-lite0" needs no download'
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def open_registered_dataset(name: str, call: Mapping[str, Any]) -> Dataset[Any]:
+    """Open a data set of torch-fidelity's registry, downloading it if the call allows that."""
+    settings = {keyword: call[keyword] for keyword in ("datasets_root", "datasets_download")}
+    return prepare_input_from_descriptor({"input": name}, **settings)  # type: ignore[no-any-return]
+
+
+def read_model(path: str, z_size: int, z_type: str, num_classes: int) -> Any:
+    """Read a generative model, ``.onnx`` or ``.pth`` (TorchScript), as torch-fidelity does."""
+    if path.endswith(".onnx"):
+        with redirect_stdout(io.StringIO()):  # A missing package is explained there, in a frame of equals signs.
+            return GenerativeModelONNX(path, z_size, z_type, num_classes)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+    return GenerativeModelModuleWrapper(module, z_size, z_type, num_classes)
+
+
+def default_cache_root() -> Path:
+    """Return the folder of torch-fidelity's cache."""
+    return Path(torch.hub._get_torch_home()) / "fidelity_cache"  # type: ignore[no-untyped-call]
 
 
 def translate_deprecations(kwargs: dict[str, Any]) -> dict[str, Any]:

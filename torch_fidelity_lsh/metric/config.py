@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from torch_fidelity_lsh.metric.messages import did_you_mean
 
 COORDINATES = ("polar", "radial", "euclidean")
@@ -80,6 +82,10 @@ class LSHConfig:
     seed: int = 2020
 
     def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):  # Settings computed with numpy count as the numbers they are.
+            value = getattr(self, setting.name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, setting.name, value.item())
         self._check("neighborhood", _is_int, lambda value: value >= 2, "an integer of at least 2")
         for name in ("num_tables", "num_hashes", "num_components", "batch_size"):
             self._check(name, _is_int, lambda value: value >= 1, "an integer of at least 1")

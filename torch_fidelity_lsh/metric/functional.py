@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
+from torch_fidelity_lsh.metric.arrays import as_features
 from torch_fidelity_lsh.metric.calibration import Verdict
 from torch_fidelity_lsh.metric.config import LSHConfig, ResolvedConfig
 from torch_fidelity_lsh.metric.coordinates import Coordinates, distinct
+from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.lsh import BucketSupport
 from torch_fidelity_lsh.metric.lsh_knn import NeighbourSupport
 from torch_fidelity_lsh.metric.reduction import RESOLUTION, ReducedFeatures
@@ -110,6 +111,7 @@ NUMBERS = (
 )
 
 
+@default_modes()
 def lsh_precision_recall(
     features_generated: Features, features_real: Features, config: LSHConfig | None = None
 ) -> PrecisionRecall:
@@ -129,6 +131,7 @@ def lsh_precision_recall(
             ``bucket_width`` is so small that no real sample shares a bucket with another.
 
     Example:
+        >>> import numpy as np
         >>> rng = np.random.default_rng(0)
         >>> real = rng.standard_normal((500, 16))
         >>> collapsed = 0.1 * rng.standard_normal((500, 16)) + real[0]
@@ -140,6 +143,7 @@ def lsh_precision_recall(
     return _measure("lsh", BucketSupport, features_generated, features_real, config or LSHConfig(), at_least=2)
 
 
+@default_modes()
 def lsh_knn_precision_recall(
     features_generated: Features, features_real: Features, config: LSHConfig | None = None
 ) -> PrecisionRecall:
@@ -163,6 +167,7 @@ def lsh_knn_precision_recall(
     return _measure("lsh_knn", NeighbourSupport, features_generated, features_real, config, at_least)
 
 
+@default_modes()
 def reduce_features(features: Features, config: LSHConfig | None = None) -> ReducedFeatures:
     """Keep of a set of samples what both metrics need: the set can be given to them in this form.
 
@@ -174,6 +179,7 @@ def reduce_features(features: Features, config: LSHConfig | None = None) -> Redu
         ValueError: Features have the wrong type or shape, or hold NaN or infinite values.
 
     Example:
+        >>> import numpy as np
         >>> features = np.random.default_rng(0).standard_normal((100, 2048))
         >>> reduce_features(features).values.shape
         torch.Size([100, 128])
@@ -264,26 +270,10 @@ def _reduced(name: str, features: Features, at_least: int, config: LSHConfig) ->
                 raise ValueError(f"{name} were reduced with {setting}={given}, and {setting}={wanted} is asked for")
         reduced = features
     else:
-        reduced = ReducedFeatures.of(_checked(name, features), config.num_components, config.seed, config.batch_size)
+        reduced = ReducedFeatures.of(as_features(features, name), config.num_components, config.seed, config.batch_size)
     if len(reduced) < at_least:
         raise ValueError(f"{name} must hold at least {at_least} samples for these settings; got {len(reduced)}")
     return reduced
-
-
-def _checked(name: str, features: torch.Tensor | npt.NDArray[Any]) -> torch.Tensor:
-    if not isinstance(features, (torch.Tensor, np.ndarray)):
-        raise ValueError(f"{name} must be a tensor or a numpy array; got {type(features).__name__}")
-    dtype, shape = str(features.dtype), tuple(features.shape)
-    if "float" not in dtype:
-        raise ValueError(f"{name} must hold floating-point numbers; got dtype {dtype}, convert it on purpose")
-    if len(shape) != 2 or shape[1] == 0:
-        raise ValueError(f"{name} must be N x D with D >= 1; got shape {shape}")
-    tensor = torch.as_tensor(features).detach()
-    finite_rows = tensor.amax(1).isfinite() & tensor.amin(1).isfinite()
-    if not finite_rows.all():
-        bad = (~finite_rows).nonzero().flatten()
-        raise ValueError(f"{name} holds NaN or infinite values in {len(bad)} of {shape[0]} rows, first in row {bad[0]}")
-    return tensor
 
 
 def _refuse_unlike(generated: ReducedFeatures, real: ReducedFeatures) -> None:

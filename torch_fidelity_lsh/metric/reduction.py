@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from torch_fidelity_lsh.metric.guard import default_modes
+
 # A row is rounded to whole multiples of a power of two, of which its largest value holds up to 2^11. Sums of 2^13 such
 # numbers are exact in float32, in any order, so that no reduced value depends on batch, thread, rank or device.
 BITS = 11
 SUMMANDS = 2**13
 LARGEST_EXPONENT = 126  # of float32
+LARGEST = 1e150  # whose squares can still be added up in float64
 RESOLUTION = 2.0**-BITS  # of a row's values, in units of the largest
 
 
@@ -30,6 +33,9 @@ class ReducedFeatures:
         seed: Seed of the signs.
         feature_extractor: Name of the extractor the features come from, `None` if that is not known.
         feature_layer: Name of its layer.
+
+    Raises:
+        ValueError: The values are of another type or shape, or some are NaN, infinite, or over ``LARGEST`` in size.
     """
 
     values: torch.Tensor
@@ -39,7 +45,17 @@ class ReducedFeatures:
     feature_extractor: str | None = None
     feature_layer: str | None = None
 
+    def __post_init__(self) -> None:
+        values, kept = self.values, min(self.dimension, self.num_components)
+        if values.dtype not in (torch.float32, torch.float64) or values.ndim != 2 or values.shape[1] != kept:
+            raise ValueError(
+                f"reduced features must be N x {kept}, float32 or float64; got {values.dtype}, {tuple(values.shape)}"
+            )
+        if len(values) and not (values.amin() >= -LARGEST and values.amax() <= LARGEST):
+            raise ValueError("reduced features hold NaN, or values too large to measure distances between")
+
     @classmethod
+    @default_modes()
     def of(
         cls, features: torch.Tensor, num_components: int = 128, seed: int = 2020, batch_size: int = 1024
     ) -> ReducedFeatures:
