@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-# Lambda decides how unusual a sample must be to count as a stranger: large values see those near the set, small ones are
-# steadier and treat classes more evenly (benchmarks/validity/LOG.md).
+# How unusual a sample must be to count as a stranger: large values see those near the set, small ones are steadier and
+# treat classes more evenly (benchmarks/validity/LOG.md).
 STOREY_LAMBDA = {"lsh": 0.6, "lsh_knn": 0.65}
 
 
@@ -23,8 +23,7 @@ class LSHConfig:
     """Settings of ``lsh`` and ``lsh_knn``; the keywords and flags of fidelity calls are these names after ``lsh_``.
 
     Attributes:
-        num_tables: Number of tables: of anchors, at each of the finer scales, in ``lsh``; of hashes in ``lsh_knn``. More
-            are steadier and take longer. Default: 16.
+        num_tables: Tables of anchors in ``lsh``, of hashes in ``lsh_knn``. More are steadier and slower. Default: 16.
         neighborhood: Number of nearest neighbours k that ``lsh_knn`` looks at, or an eighth of the samples of the set
             if that is less. At least 2. Default: 10.
         storey_lambda: The conformal p-value, in (0, 1), above which samples count as members. Default: `None`, that is

@@ -31,16 +31,20 @@ def score_folds(assessed: torch.Tensor, members: torch.Tensor, config: LSHConfig
     folds = []
     for number, (support, calibration) in enumerate([halves, halves[::-1]]):
         coordinates = Coordinates.fit(members[support])
-        inside, *points = (coordinates(x) for x in (members[support], assessed, members[calibration]))
-        scores = [torch.zeros(len(x), dtype=torch.float64, device=x.device) for x in points]
+        inside, points, held_out = (coordinates(x) for x in (members[support], assessed, members[calibration]))
         rng = np.random.default_rng([config.seed, 2, number])
-        for num_anchors, share in SCALES.items():
-            tables = AnchorTables.draw(inside, num_anchors, max(1, round(share * config.num_tables)), rng)
-            nearest = [tables.nearest(x) for x in points]
-            for score, found in zip(scores, nearest, strict=True):
-                score -= tables.log_ratio(*found)
-            if num_anchors == CELLS:
-                cells = [found[0] for found in nearest]
-                num_cells = tables.rows.shape[1]
-        folds.append(Scored(*scores, *cells, num_cells, calibration))
+        tables = {
+            num_anchors: AnchorTables.draw(inside, num_anchors, max(1, round(share * config.num_tables)), rng)
+            for num_anchors, share in SCALES.items()
+        }
+        scores, cells = _scores_and_cells(points, tables)
+        held_out_scores, held_out_cells = _scores_and_cells(held_out, tables)
+        num_cells = tables[CELLS].rows.shape[1]
+        folds.append(Scored(scores, held_out_scores, cells, held_out_cells, num_cells, calibration))
     return folds
+
+
+def _scores_and_cells(points: torch.Tensor, tables: dict[int, AnchorTables]) -> tuple[torch.Tensor, torch.Tensor]:
+    nearest = {num_anchors: table.nearest(points) for num_anchors, table in tables.items()}
+    ratios = [tables[num_anchors].log_ratio(*found) for num_anchors, found in nearest.items()]
+    return -torch.stack(ratios).sum(0), nearest[CELLS][0]

@@ -55,12 +55,12 @@ def score_folds(assessed: torch.Tensor, members: torch.Tensor, config: LSHConfig
         calibration = (~is_support).nonzero().flatten()
         own_distances, _ = _nearest_of(*to_others, is_support, k)
         radii = own_distances[:, -1]
-        remoteness = [
-            _remoteness(*_nearest_of(distances, found, is_support, k), radii)
-            for distances, found in (to_members, [part[calibration] for part in to_others])
-        ]
-        scores = [-each for each in remoteness]
-        folds.append(Scored(*scores, cells, cells_inside[:, calibration], tables.rows.shape[1], calibration))
+        held_out = to_others[0][calibration], to_others[1][calibration]
+        scores, held_out_scores = (
+            -_remoteness(*_nearest_of(*found, is_support, k), radii) for found in (to_members, held_out)
+        )
+        num_cells = tables.rows.shape[1]
+        folds.append(Scored(scores, held_out_scores, cells, cells_inside[:, calibration], num_cells, calibration))
     return folds
 
 

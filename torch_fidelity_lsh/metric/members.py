@@ -32,7 +32,7 @@ class Members:
             seed: Of the order.
         """
         hashes = content_hash(values)
-        kinds, of_row = hashes.unique(return_inverse=True)
+        kinds, of_row = torch.unique(hashes, return_inverse=True)
         if len(kinds) < at_least:
             kinds, of_row = hashes, hashes.argsort(stable=True).argsort()
         order = torch.from_numpy(np.random.default_rng([seed, 0]).permutation(len(kinds))).to(values.device)
