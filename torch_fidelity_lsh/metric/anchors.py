@@ -43,7 +43,7 @@ class AnchorTables:
         anchors = support[rows].double()
         between = torch.stack([_squared_distances(table, table) for table in anchors])
         between.diagonal(dim1=1, dim2=2).fill_(math.inf)
-        return cls(anchors.flatten(0, 1), rows, _half_log(between.amin(2)))
+        return cls(anchors.flatten(0, 1), rows, half_log(between.amin(2)))
 
     def nearest(self, points: torch.Tensor, are_support: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest anchor of M x P coordinates in each table.
@@ -68,7 +68,7 @@ class AnchorTables:
             nearest = squared.view(len(block), tables, size).min(2)
             cells[:, start : start + len(block)] = nearest.indices.T
             logs[:, start : start + len(block)] = nearest.values.T
-        return cells, _half_log(logs)
+        return cells, half_log(logs)
 
     def log_ratio(self, cells: torch.Tensor, log_distance: torch.Tensor) -> torch.Tensor:
         """Return M means over the tables of log(distance to the nearest anchor / radius of that anchor)."""
@@ -87,6 +87,6 @@ def _squared_distances(points: torch.Tensor, others: torch.Tensor) -> torch.Tens
     return torch.addmm(norms[:, None] + norms_of_others, points, others.T, alpha=-2)
 
 
-def _half_log(squared: torch.Tensor) -> torch.Tensor:
+def half_log(squared: torch.Tensor) -> torch.Tensor:
     """Return the logarithms of distances in whole units, 0 for distances of 0."""
     return (squared.clamp(min=1).log() / (2 * LOG_UNIT)).round_() * LOG_UNIT

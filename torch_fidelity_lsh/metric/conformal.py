@@ -9,14 +9,17 @@ the share of members (Storey, 2002).
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from torch_fidelity_lsh.metric.anchors import cell_counts
+from torch_fidelity_lsh.metric.spacing import Spacing
 
 LOWEST_LAMBDA = 0.05
+LOG_CROWDED = math.log(2)  # samples that lie less than twice as close as the set's own count in full
 LAMBDA_OF_TEST = 0.15  # few strangers sit in the lower tail, where a test sees them best
 WEIGHT_UNIT = 2.0**-20
 
@@ -50,24 +53,29 @@ class Estimate:
         value: Storey's estimate; its expectation is 1 where all are members, and it may exceed 1.
         weights: M summands of the estimate, whose mean it is: 0, or 1 / (1 - lambda) where the p-value is above lambda.
         pvalues: M conformal p-values in (0, 1); the lowest are the outliers.
-        variance_of_samples: Variance of the estimate over the choice of the assessed samples.
-        influence: One number for each row of the set: the square of its sum is the variance over calibration sets.
+        variance_of_crowding: What samples that answer together add to the variance of the mean of the weights.
+        influence: One number for each row of the set: the sum of their squares is the variance over calibration sets.
+        pvalues_of_set: The conformal p-value of each row of the set, in the fold in which it calibrates.
         fold_values: The estimate of each fold; their spread shows what the choice of folds and anchors adds.
         design_effect: Assessed samples that count as one observation, on average; at least 1.
+        variance_if_members: Variance that the estimate would have if all assessed samples were members.
     """
 
     value: float
     weights: torch.Tensor
     pvalues: torch.Tensor
-    variance_of_samples: float
+    variance_of_crowding: float
     influence: torch.Tensor
+    pvalues_of_set: torch.Tensor
     fold_values: tuple[float, ...]
     design_effect: float
+    variance_if_members: float
 
     @property
     def variance(self) -> float:
-        """Variance of the estimate: over samples, over calibration sets, and over folds and anchors."""
-        return self.variance_of_samples + float(self.influence.square().sum()) + variance_of_folds(self.fold_values)
+        """Variance of the estimate: over samples, and over calibration sets, folds and anchors."""
+        of_set = variance_of_set(self.influence, self.fold_values)
+        return variance_of_mean(self.weights) + self.variance_of_crowding + of_set
 
     @property
     def effective_samples(self) -> float:
@@ -75,46 +83,59 @@ class Estimate:
         return len(self.weights) / self.design_effect
 
 
+def variance_of_mean(weights: torch.Tensor) -> float:
+    """Return the variance of the mean of M independent weights; at least that of a share known to 1 / M."""
+    mean, size = exact_mean(weights), len(weights)
+    return float(max(exact_mean((weights - mean) ** 2) / size, size**-2))
+
+
+def variance_of_set(influence: torch.Tensor, fold_values: Sequence[float]) -> float:
+    """Return the variance over calibration sets, folds and anchors: what the influences say, or the folds if more."""
+    of_calibration = math.fsum((influence**2).tolist())
+    return max(of_calibration, variance_of_folds(fold_values))
+
+
 def variance_of_folds(values: Sequence[float]) -> float:
     """Return the variance of the mean of the values of F folds."""
-    mean = math.fsum(values) / len(values)
-    return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
+    return statistics.variance(values) / len(values)
 
 
 def estimate(
-    folds: Sequence[Scored],
-    log_crowding: torch.Tensor,
-    num_rows: int,
-    largest_lambda: float,
-    are_members: bool = False,
+    folds: Sequence[Scored], rows: torch.Tensor, spacing: Spacing, spacing_of_set: Spacing, largest_lambda: float
 ) -> Estimate:
     """Estimate the share of members from all folds of a set.
 
     Args:
-        folds: The assessed samples scored in each of F folds.
-        log_crowding: M logarithms of the distance to the own kind over the distance to the set; whole multiples of a
-            unit.
-        num_rows: Rows of the set.
+        folds: The M assessed samples scored in each of F folds.
+        rows: M numbers of the assessed samples among their distinct rows.
+        spacing: That of the assessed samples.
+        spacing_of_set: That of the set.
         largest_lambda: Lambda in (0, 1) where the assessed samples do not crowd.
-        are_members: Whether the variance is to be that of assessed samples which all are members.
     """
-    weights, pvalues = torch.zeros_like(log_crowding), torch.zeros_like(log_crowding)
-    influence = log_crowding.new_zeros(num_rows)
-    values, variances, effects = [], [], []
+    log_spacing = spacing.log_distance[rows]
+    weights, pvalues = torch.zeros_like(log_spacing), torch.zeros_like(log_spacing)
+    influence, influence_if_members, pvalues_of_set = (torch.zeros_like(spacing_of_set.log_distance) for _ in range(3))
+    values, variances, variances_if_members, effects = [], [], [], []
     for fold in folds:
-        low, high = _ranks(fold)
+        low, high, pvalues_of_set[fold.calibration_rows] = _ranks(fold)
         sizes = cell_counts(fold.cells, fold.num_cells)
-        crowding = _cell_mean(fold, sizes, log_crowding)
-        # The closer the samples are to each other, the fewer independent answers they give, and the less may be asked.
-        lambdas = (largest_lambda * (2 * crowding.exp()).clamp(max=1) ** 2).clamp(min=LOWEST_LAMBDA)
+        together = _of_cell(fold, sizes)
+        closeness = _log_closeness(fold, sizes, log_spacing, spacing_of_set.log_distance[fold.calibration_rows])
+        # Samples in the space of one of the set's give one answer, and the less may be asked of them.
+        effect = ((closeness - LOG_CROWDED) * spacing.dimension).clamp(min=0, max=100).exp().minimum(together)
+        lambdas = (largest_lambda / effect).clamp(min=min(LOWEST_LAMBDA, largest_lambda))
         share_above = ((high - lambdas) / (high - low)).clamp(0, 1)
         fold_weights = _rounded(share_above / (1 - lambdas))
-        local = torch.ones_like(lambdas) if are_members else _cell_mean(fold, sizes, fold_weights).clamp(max=1)
-        effect = 1 + (_of_cell(fold, sizes) - 1) * (1 - lambdas / largest_lambda).clamp(min=0)
+        answers = together / effect
+        # A member fails with probability lambda: where few answers are all no, some may be members.
+        local = (_cell_mean(fold, sizes, fold_weights).clamp(max=1) * answers + lambdas) / (answers + lambdas)
         values.append(exact_mean(fold_weights))
-        variances.append(exact_mean(effect * local * (1 / (1 - lambdas) - local)) / len(fold_weights))
+        variances.append(exact_mean((effect - 1) * local * (1 / (1 - lambdas) - local)) / len(fold_weights))
         effects.append(exact_mean(effect))
-        influence[fold.calibration_rows] += _influence(fold, local * (lambdas / (1 - lambdas)).sqrt()) / len(folds)
+        odds = lambdas / (1 - lambdas)
+        variances_if_members.append(exact_mean(effect * odds) / len(fold_weights))
+        influence[fold.calibration_rows] += _influence(fold, local * odds.sqrt()) / len(folds)
+        influence_if_members[fold.calibration_rows] += _influence(fold, odds.sqrt()) / len(folds)
         weights += fold_weights / len(folds)
         pvalues += (low + high) / (2 * len(folds))
     return Estimate(
@@ -123,22 +144,37 @@ def estimate(
         pvalues,
         math.fsum(variances) / len(variances),
         influence,
+        pvalues_of_set,
         tuple(values),
         math.fsum(effects) / len(effects),
+        math.fsum(variances_if_members) / len(folds) + math.fsum((influence_if_members**2).tolist()),
     )
 
 
-def test_of_membership(folds: Sequence[Scored], log_crowding: torch.Tensor, num_rows: int) -> float:
+def test_of_membership(folds: Sequence[Scored], rows: torch.Tensor, spacing: Spacing, spacing_of_set: Spacing) -> float:
     """Return the p-value of the hypothesis that all assessed samples are members, against some being strangers.
 
     The estimate at a small lambda, below 1 by how many of its standard errors (one-sided normal test)?
     """
-    found = estimate(folds, log_crowding, num_rows, LAMBDA_OF_TEST, are_members=True)
-    return 0.5 * math.erfc((1 - found.value) / math.sqrt(2 * found.variance))
+    found = estimate(folds, rows, spacing, spacing_of_set, LAMBDA_OF_TEST)
+    return 0.5 * math.erfc((1 - found.value) / math.sqrt(2 * found.variance_if_members))
 
 
-def _ranks(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the lowest and highest conformal p-value of each assessed sample, which ties leave open.
+def _log_closeness(
+    fold: Scored, sizes: torch.Tensor, log_spacing: torch.Tensor, log_spacing_of_calibration: torch.Tensor
+) -> torch.Tensor:
+    """Return the log of how much closer than the set's the assessed samples of a cell lie to each other.
+
+    Mean over the tables; 0 where a cell holds no calibration sample, which passes nobody.
+    """
+    own = cell_counts(fold.cells, fold.num_cells, log_spacing) / sizes.clamp(min=1)
+    counts = cell_counts(fold.calibration_cells, fold.num_cells)
+    of_set = cell_counts(fold.calibration_cells, fold.num_cells, log_spacing_of_calibration) / counts.clamp(min=1)
+    return _of_cell(fold, (of_set - own).masked_fill(counts == 0, 0))
+
+
+def _ranks(fold: Scored) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the lowest and highest p-value of each assessed sample, which ties leave open, and the calibration set's.
 
     The p-values in cells are ranked once more among those of the calibration set, so that they are uniform for members
     however few live in a cell.
@@ -147,7 +183,8 @@ def _ranks(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:
     ordered = calibration.sort().values
     below, up_to = (torch.searchsorted(ordered, in_cells, right=right) for right in (False, True))
     total = len(ordered) + 1
-    return below / total, (up_to + 1) / total
+    own = torch.searchsorted(ordered, calibration, right=True).double() / len(ordered)
+    return below.double() / total, (up_to + 1).double() / total, own
 
 
 def _pvalues_in_cells(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:

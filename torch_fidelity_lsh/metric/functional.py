@@ -20,24 +20,22 @@ import numpy.typing as npt
 import torch
 
 from torch_fidelity_lsh.metric import lsh, lsh_knn
-from torch_fidelity_lsh.metric.anchors import AnchorTables
-from torch_fidelity_lsh.metric.arrays import as_features
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.conformal import Estimate, Scored, estimate, test_of_membership
 from torch_fidelity_lsh.metric.coordinates import Coordinates
 from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.members import Members
 from torch_fidelity_lsh.metric.reduction import RESOLUTION, ReducedFeatures
+from torch_fidelity_lsh.metric.spacing import NUM_ANCHORS, Spacing
 
 Features = torch.Tensor | npt.NDArray[Any] | ReducedFeatures
 
 
-ScoreFolds = Callable[[torch.Tensor, torch.Tensor, LSHConfig], list[Scored]]
+ScoreFolds = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, LSHConfig], list[Scored]]
 METRICS: dict[str, ScoreFolds] = {"lsh": lsh.score_folds, "lsh_knn": lsh_knn.score_folds}
 
 FEWEST_ROWS = 8  # distinct ones, of which two can be held out in each of four folds
 FEW_EFFECTIVE = 1 / 20  # of the samples
-CROWDING_ANCHORS, CROWDING_TABLES = 64, 8
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class PrecisionRecall:
     @property
     def f_score(self) -> float:
         """Harmonic mean of precision and recall, 0 if both are."""
-        return f_score(self.precision, self.recall)
+        return harmonic_mean(self.precision, self.recall)
 
     @property
     def f_score_stderr(self) -> float:
@@ -163,7 +161,7 @@ NUMBERS = (
 )
 
 
-def f_score(precision: float, recall: float) -> float:
+def harmonic_mean(precision: float, recall: float) -> float:
     """Return the harmonic mean of precision and recall, 0 if both are."""
     total = precision + recall
     return 2 * precision * recall / total if total else 0.0
@@ -206,7 +204,7 @@ def lsh_precision_recall(
         >>> lsh_precision_recall(collapsed, real).recall < 0.1
         True
     """
-    return _measure("lsh", features_generated, features_real, config or LSHConfig())
+    return measure("lsh", features_generated, features_real, config or LSHConfig())
 
 
 @default_modes()
@@ -218,7 +216,7 @@ def lsh_knn_precision_recall(
     As :func:`lsh_precision_recall`, but the score is a local outlier factor: how far a sample's nearest in a set are,
     in units of how far these have theirs.
     """
-    return _measure("lsh_knn", features_generated, features_real, config or LSHConfig())
+    return measure("lsh_knn", features_generated, features_real, config or LSHConfig())
 
 
 @default_modes()
@@ -248,32 +246,43 @@ class Side:
     Attributes:
         reduced: Its features.
         members: Its distinct rows.
-        anchors: Tables of anchors drawn from these.
-        log_distance: N mean logarithms of the distances of its rows to them, each passing over itself.
+        spacing: How close these lie to each other.
     """
 
     reduced: ReducedFeatures
     members: Members
-    anchors: AnchorTables
-    log_distance: torch.Tensor
+    spacing: Spacing
 
     @classmethod
-    def of(cls, reduced: ReducedFeatures, coordinates: Coordinates, seed: int) -> Side:
-        """Prepare a set; ``coordinates`` are those of the real one, for both."""
-        members = Members.of(reduced.values, FEWEST_ROWS, seed)
-        points = coordinates(members.values)
-        anchors = AnchorTables.draw(points, CROWDING_ANCHORS, CROWDING_TABLES, np.random.default_rng([seed, 3]))
-        logs = anchors.nearest(points, are_support=True)[1].mean(0)
-        return cls(reduced, members, anchors, logs[members.of_row])
+    def of(
+        cls,
+        reduced: ReducedFeatures,
+        coordinates: Coordinates,
+        num_anchors: int,
+        seed: int,
+        order: torch.Tensor | None = None,
+    ) -> Side:
+        """Prepare a set; ``coordinates`` and ``num_anchors`` are the same for both, ``order`` as in ``Members``."""
+        members = Members.of(reduced.values, FEWEST_ROWS, seed, order)
+        return cls(reduced, members, Spacing.of(coordinates(members.values), num_anchors, seed))
 
 
-def _measure(metric: str, features_generated: Features, features_real: Features, config: LSHConfig) -> PrecisionRecall:
+def measure(
+    metric: str,
+    features_generated: Features,
+    features_real: Features,
+    config: LSHConfig,
+    order: torch.Tensor | None = None,
+) -> PrecisionRecall:
+    """Measure ``"lsh"`` or ``"lsh_knn"``; ``order`` is that of the generated samples, as in ``Members``."""
     reduced = _reduced_sides(features_generated, features_real, config)
     coordinates = Coordinates.fit(reduced[1].values)
     _refuse_lost_variation(coordinates, reduced[1])
-    generated, real = (Side.of(each, coordinates, config.seed) for each in reduced)
-    precision, precision_pvalue = _assess(metric, generated, real, coordinates, config)
-    recall, recall_pvalue = _assess(metric, real, generated, coordinates, config)
+    num_anchors = min(NUM_ANCHORS, *(len(each) // 2 for each in reduced))
+    generated = Side.of(reduced[0], coordinates, num_anchors, config.seed, order)
+    real = Side.of(reduced[1], coordinates, num_anchors, config.seed)
+    precision, precision_pvalue = _assess(metric, generated, real, config)
+    recall, recall_pvalue = _assess(metric, real, generated, config)
     _warn_of_collapse({"generated": precision, "real": recall})
     return PrecisionRecall(
         metric=metric,
@@ -289,6 +298,8 @@ def _measure(metric: str, features_generated: Features, features_real: Features,
             "effective_real": recall.effective_samples,
             "repeats_generated": generated.members.share_of_repeats,
             "repeats_real": real.members.share_of_repeats,
+            "near_copies_generated": generated.spacing.share_of_near_copies,
+            "near_copies_real": real.spacing.share_of_near_copies,
             "dimension": real.reduced.dimension,
             **asdict(config),
             "storey_lambda": config.lambda_of(metric),
@@ -297,18 +308,11 @@ def _measure(metric: str, features_generated: Features, features_real: Features,
     )
 
 
-def _assess(
-    metric: str, assessed: Side, members: Side, coordinates: Coordinates, config: LSHConfig
-) -> tuple[Estimate, float]:
+def _assess(metric: str, assessed: Side, members: Side, config: LSHConfig) -> tuple[Estimate, float]:
     """Estimate the share of assessed samples that are members, and test whether all are."""
-    folds = METRICS[metric](assessed.reduced.values, members.members.values, config)
-    log_distance = members.anchors.nearest(coordinates(assessed.reduced.values))[1].mean(0)
-    log_crowding = assessed.log_distance - log_distance
-    size = len(members.members.values)
-    return (
-        estimate(folds, log_crowding, size, config.lambda_of(metric)),
-        test_of_membership(folds, log_crowding, size),
-    )
+    folds = METRICS[metric](assessed.reduced.values, members.members.values, members.spacing.groups, config)
+    common = folds, assessed.members.of_row, assessed.spacing, members.spacing
+    return estimate(*common, config.lambda_of(metric)), test_of_membership(*common)
 
 
 def _warn_of_collapse(estimates: dict[str, Estimate]) -> None:

@@ -15,7 +15,7 @@ CELLS = 64  # anchors of the tables whose cells are compared
 SCALES = {16: 1.0, CELLS: 1.0, 256: 0.25}  # anchors of a table, and tables in parts of ``num_tables``
 
 
-def score_folds(assessed: torch.Tensor, members: torch.Tensor, config: LSHConfig) -> list[Scored]:
+def score_folds(assessed: torch.Tensor, members: torch.Tensor, groups: torch.Tensor, config: LSHConfig) -> list[Scored]:
     """Score samples against a set by their distances to anchors.
 
     In turn one half of the set is the support, from which anchors are drawn, the other the calibration set. The score
@@ -25,11 +25,13 @@ def score_folds(assessed: torch.Tensor, members: torch.Tensor, config: LSHConfig
     Args:
         assessed: M x P reduced features of the samples.
         members: N x P reduced features of the set, N >= 4, no row twice, in pseudo-random order.
+        groups: N numbers; rows with the same number, near copies, are held out together.
         config: Settings.
     """
-    halves = torch.arange(len(members), device=members.device).tensor_split(NUM_FOLDS)
     folds = []
-    for number, (support, calibration) in enumerate([halves, halves[::-1]]):
+    for number in range(NUM_FOLDS):
+        is_support = groups % NUM_FOLDS != number
+        support, calibration = (rows.nonzero().flatten() for rows in (is_support, ~is_support))
         coordinates = Coordinates.fit(members[support])
         inside, points, held_out = (coordinates(x) for x in (members[support], assessed, members[calibration]))
         rng = np.random.default_rng([config.seed, 2, number])

@@ -25,7 +25,7 @@ FAR = 2.0  # radii; what is further away, or not found, counts as this far
 RATIO_UNIT = 2.0**-20
 
 
-def score_folds(assessed: torch.Tensor, members: torch.Tensor, config: LSHConfig) -> list[Scored]:
+def score_folds(assessed: torch.Tensor, members: torch.Tensor, groups: torch.Tensor, config: LSHConfig) -> list[Scored]:
     """Score samples against a set by a local outlier factor.
 
     In turn one fourth of the set is the calibration set and the rest the support. The radius of a support sample is the
@@ -37,6 +37,7 @@ def score_folds(assessed: torch.Tensor, members: torch.Tensor, config: LSHConfig
     Args:
         assessed: M x P reduced features of the samples.
         members: N x P reduced features of the set, N >= 8, no row twice, in pseudo-random order.
+        groups: N numbers; rows with the same number, near copies, are held out together.
         config: Settings.
     """
     coordinates = Coordinates.fit(members)
@@ -47,11 +48,9 @@ def score_folds(assessed: torch.Tensor, members: torch.Tensor, config: LSHConfig
     to_members = index.nearest(points, Buckets.of(index.family.keys(points, index.width)), SEARCHED * k)
     tables = AnchorTables.draw(inside, CELLS, CELL_TABLES, np.random.default_rng([config.seed, 2]))
     cells, cells_inside = tables.nearest(points)[0], tables.nearest(inside, are_support=True)[0]
-    # In turn, since the first of a full bucket are those that it offers.
-    fold_of = torch.arange(len(members), device=members.device) % NUM_FOLDS
     folds = []
     for number in range(NUM_FOLDS):
-        is_support = fold_of != number
+        is_support = groups % NUM_FOLDS != number
         calibration = (~is_support).nonzero().flatten()
         own_distances, _ = _nearest_of(*to_others, is_support, k)
         radii = own_distances[:, -1]

@@ -23,23 +23,27 @@ class Members:
     of_row: torch.Tensor
 
     @classmethod
-    def of(cls, values: torch.Tensor, at_least: int, seed: int) -> Members:
+    def of(cls, values: torch.Tensor, at_least: int, seed: int, order: torch.Tensor | None = None) -> Members:
         """Find the distinct rows of N x P finite values.
 
         Args:
             values: Reduced features.
             at_least: With fewer distinct rows than this, nothing can be held out, and all N rows are kept.
             seed: Of the order.
+            order: N int64 numbers that take the place of the rows in the order. Sets of paired rows are then ordered,
+                and held out, alike.
         """
         hashes = content_hash(values)
         kinds, of_row = torch.unique(hashes, return_inverse=True)
         if len(kinds) < at_least:
             kinds, of_row = hashes, hashes.argsort(stable=True).argsort()
-        order = torch.from_numpy(np.random.default_rng([seed, 0]).permutation(len(kinds))).to(values.device)
-        of_row = order.argsort()[of_row]
-        first = torch.empty_like(order).index_copy_(
-            0, of_row.flip(0), torch.arange(len(of_row), device=order.device).flip(0)
-        )
+        if order is not None:
+            kinds = torch.full_like(kinds, 2**63 - 1).scatter_reduce(0, of_row, order, "amin")
+            of_row = kinds.argsort(stable=True).argsort()[of_row]
+        shuffled = torch.from_numpy(np.random.default_rng([seed, 0]).permutation(len(kinds))).to(values.device)
+        of_row = shuffled.argsort()[of_row]
+        rows = torch.arange(len(of_row), device=values.device)
+        first = torch.full_like(kinds, len(of_row)).scatter_reduce(0, of_row, rows, "amin")
         return cls(values[first], of_row)
 
     @property
