@@ -19,6 +19,7 @@ from torch_fidelity_lsh.metric.functional import (
     measure,
     reduce_features,
 )
+from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.members import content_hash
 from torch_fidelity_lsh.metric.messages import did_you_mean
 
@@ -103,6 +104,7 @@ class Comparison:
         return numbers
 
 
+@default_modes()
 def compare(
     generated_a: Features,
     generated_b: Features,

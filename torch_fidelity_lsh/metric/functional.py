@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from torch_fidelity_lsh.metric import lsh, lsh_knn
+from torch_fidelity_lsh.metric.arrays import as_features
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.conformal import Estimate, Scored, estimate, test_of_membership
 from torch_fidelity_lsh.metric.coordinates import Coordinates
