@@ -19,6 +19,10 @@ def coordinates(fitted, *sets):
     return [np.rint(np.clip(x, -64, 64) * 2**18) for x in maps]
 
 
+def logarithm(distance):
+    return np.rint(np.log(np.maximum(distance, 1)) * 2**16) / 2**16
+
+
 def distances(x, y, same=False):
     d = np.sqrt(((x[:, None] - y[None]) ** 2).sum(2))
     if same:
@@ -33,44 +37,43 @@ def draw_tables(support, psi, tables, rng):
 
 def nearest(points, support, rows, same=False):
     d = distances(points, support, same)[:, rows]
-    return d.argmin(1), np.log(np.maximum(d.min(1), 1))
+    return d.argmin(1), logarithm(d.min(1))
 
 
-def lsh_folds(assessed, members, seed):
-    half = (len(members) + 1) // 2
-    for fold, (low, high) in enumerate(
-        [(slice(None, half), slice(half, None)), (slice(half, None), slice(None, half))]
-    ):
-        support, a, c = coordinates(members[low], members[low], assessed, members[high])
+def lsh_folds(assessed, members, groups, seed):
+    for fold in range(2):
+        out = groups % 2 == fold
+        support, a, c = coordinates(members[~out], members[~out], assessed, members[out])
         rng, scores = np.random.default_rng([seed, 2, fold]), [0, 0]
         for psi, tables in ((16, 16), (64, 16), (256, 4)):
             drawn = draw_tables(support, psi, tables, rng)
             for i, points in enumerate((a, c)):
                 for rows in drawn:
                     cell, log_d = nearest(points, support, rows)
-                    log_r = np.log(np.maximum(distances(support[rows], support[rows], True).min(1), 1))
+                    log_r = logarithm(distances(support[rows], support[rows], True).min(1))
                     scores[i] = scores[i] - (log_d - log_r[cell]) / tables
             if psi == 64:
                 cells = [np.array([nearest(points, support, rows)[0] for rows in drawn]) for points in (a, c)]
-        yield *scores, *cells
+        yield out, *scores, *cells
 
 
-def lsh_knn_folds(assessed, members, seed):
+def lsh_knn_folds(assessed, members, groups, seed):
     s, a = coordinates(members, members, assessed)
     k = max(2, min(10, len(s) // 8))
     drawn = draw_tables(s, 48, 12, np.random.default_rng([seed, 2]))
     cells = [np.array([nearest(x, s, rows, same)[0] for rows in drawn]) for x, same in ((a, False), (s, True))]
     for fold in range(4):
-        out = np.arange(len(s)) % 4 == fold
-        radius = np.sort(distances(s[~out], s[~out], True), 1)[:, k - 1]
+        out = groups % 4 == fold
+        radius = np.rint(np.sort(distances(s[~out], s[~out], True), 1)[:, k - 1])
         scores = []
         for points in (a, s[out]):
-            d = distances(points, s[~out])
+            d = np.rint(distances(points, s[~out]))
             order = d.argsort(1, kind="stable")[:, :k]
             q = np.minimum(2, np.take_along_axis(d, order, 1) / radius[order])
+            q = np.rint(q * 2**20) / 2**20
             mean = (q.sum(1) - q.min(1)) / (k - 1)
             scores.append(np.where(mean >= 2, -np.inf, -mean))
-        yield *scores, cells[0], cells[1][:, out]
+        yield out, *scores, cells[0], cells[1][:, out]
 
 
 def p_in_cells(scores, cells, calibration, calibration_cells, itself):
@@ -84,31 +87,72 @@ def p_in_cells(scores, cells, calibration, calibration_cells, itself):
     return np.where(scores == -np.inf, 0, np.rint(p * 2**20) / 2**20)
 
 
-def value(metric, assessed, members, log_rho, seed):
+def mean_in_cells(values, cells):
+    return np.mean([[values[row == cell].mean() for cell in row] for row in cells], 0)
+
+
+def spacing(points, psi, seed):
+    rng, psi = np.random.default_rng([seed, 3]), min(psi, max(2, len(points) // 4))
+    fine = [nearest(points, points, rows, True) for rows in draw_tables(points, psi, 8, rng)]
+    cells, fine = np.array([cell for cell, _ in fine]), np.mean([log for _, log in fine], 0)
+    growth = np.full(len(points), np.log(4))
+    if psi >= 8:
+        coarse = [nearest(points, points, rows, True)[1] for rows in draw_tables(points, psi // 4, 8, rng)]
+        growth = np.mean(coarse, 0) - fine
+    shrinkage = mean_in_cells(growth, cells) / np.log(4) * np.log(len(points) / psi / 0.001)
+    reach = mean_in_cells(fine, cells) - np.maximum(shrinkage, np.log(4))
+    groups, pairs = np.arange(len(points)), []
+    for table in (0, 2, 4, 6):
+        key = cells[table] + psi * cells[table + 1]
+        order = np.lexsort((np.arange(len(points)), fine, key))
+        pairs += [
+            (order[i], order[i + j])
+            for j in (1, 2, 3, 4)
+            for i in range(len(points) - j)
+            if key[order[i]] == key[order[i + j]]
+        ]
+    near = [
+        (i, j) for i, j in pairs if logarithm(np.sqrt(((points[i] - points[j]) ** 2).sum())) <= min(reach[i], reach[j])
+    ]
+    for _ in points:
+        for i, j in near:
+            groups[i] = groups[j] = min(groups[i], groups[j])
+    return fine, np.log(4) / max(growth.mean(), np.log(4) / 1000), groups
+
+
+def value(metric, assessed, members, log_spacing, dimension, log_spacing_of_members, groups, seed):
     values = []
-    for a, c, cells, calibration_cells in (lsh_folds if metric == "lsh" else lsh_knn_folds)(assessed, members, seed):
+    folds = (lsh_folds if metric == "lsh" else lsh_knn_folds)(assessed, members, groups, seed)
+    for held_out, a, c, cells, calibration_cells in folds:
         p, p_c = (
             p_in_cells(a, cells, c, calibration_cells, 0),
             p_in_cells(c, calibration_cells, c, calibration_cells, 1),
         )
         low, high = ((p_c[None] < p[:, None]).sum(1), (p_c[None] <= p[:, None]).sum(1) + 1)
         low, high = low / (len(c) + 1), high / (len(c) + 1)
-        smooth = np.mean([[log_rho[row == cell].mean() for cell in row] for row in cells], 0)
-        lam = np.maximum(0.05, LAMBDA[metric] * np.minimum(1, 2 * np.exp(smooth)) ** 2)
+        together = np.mean([[(row == cell).sum() for cell in row] for row in cells], 0)
+        closeness = np.zeros(len(assessed))
+        for row, calibration_row in zip(cells, calibration_cells, strict=True):
+            for i, cell in enumerate(row):
+                theirs = log_spacing_of_members[held_out][calibration_row == cell]
+                if len(theirs):
+                    closeness[i] += (theirs.mean() - log_spacing[row == cell].mean()) / len(cells)
+        effect = np.minimum(np.exp(np.clip((closeness - np.log(2)) * dimension, 0, 100)), together)
+        lam = np.maximum(0.05, LAMBDA[metric] / effect)
         values.append(np.mean(np.clip((high - lam) / (high - low), 0, 1) / (1 - lam)))
     return np.mean(values)
 
 
 def precision_recall(metric, generated, real, generated_members, real_members, seed):
     """The unclipped values; members are the distinct rows in their shuffled order, assessed rows must be distinct."""
-    g, r, gm, rm = coordinates(real, generated, real, generated_members, real_members)
-    own, other = {}, {}
-    for name, points, set_points in (("g", g, gm), ("r", r, rm)):
-        drawn = draw_tables(set_points, 64, 8, np.random.default_rng([seed, 3]))
-        place = [np.flatnonzero((set_points == x).all(1))[0] for x in points]
-        own[name] = np.mean([nearest(set_points, set_points, rows, True)[1][place] for rows in drawn], 0)
-        other[name] = np.mean([nearest(r if name == "g" else g, set_points, rows)[1] for rows in drawn], 0)
+    positions = coordinates(real, generated_members, real_members)
+    psi = min(64, *(len(points) // 4 for points in positions))
+    (g, d_g, groups_g), (r, d_r, groups_r) = (spacing(points, psi, seed) for points in positions)
+    place_g, place_r = (
+        [np.flatnonzero((members == x).all(1))[0] for x in rows]
+        for rows, members in ((generated, generated_members), (real, real_members))
+    )
     return (
-        value(metric, generated, real_members, own["g"] - other["r"], seed),
-        value(metric, real, generated_members, own["r"] - other["g"], seed),
+        value(metric, generated, real_members, g[place_g], d_g, r, groups_r, seed),
+        value(metric, real, generated_members, r[place_r], d_r, g, groups_g, seed),
     )

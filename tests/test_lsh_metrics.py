@@ -48,7 +48,7 @@ def test_metrics_equal_what_the_page_of_definitions_says(metric, num_generated, 
     expected = reference_metrics.precision_recall(metric, generated, real, *members, seed=7)
     measure = {"lsh": lsh_precision_recall, "lsh_knn": lsh_knn_precision_recall}[metric]
     result = measure(generated, real, LSHConfig(seed=7))
-    assert (result.precision_unclipped, result.recall_unclipped) == pytest.approx(expected, abs=1e-4)
+    assert (result.precision_unclipped, result.recall_unclipped) == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_nearer_two_points_are_the_likelier_they_share_a_cell():

@@ -81,6 +81,11 @@ def cell_counts(cells: torch.Tensor, num_cells: int, weights: torch.Tensor | Non
     return values.new_zeros(len(cells), num_cells).scatter_add_(1, cells, values.contiguous())
 
 
+def exact_mean(values: torch.Tensor) -> float:
+    """Return the mean of N values, the same whatever their order."""
+    return math.fsum(values.tolist()) / len(values)
+
+
 def _squared_distances(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     # Coordinates are whole numbers, and so are these, exactly.
     norms, norms_of_others = (rows.square().sum(1) for rows in (points, others))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_fidelity_lsh.metric.anchors import cell_counts
+from torch_fidelity_lsh.metric.anchors import cell_counts, exact_mean
 from torch_fidelity_lsh.metric.spacing import Spacing
 
 LOWEST_LAMBDA = 0.05
@@ -230,8 +230,3 @@ def _cell_mean(fold: Scored, sizes: torch.Tensor, values: torch.Tensor) -> torch
 def _rounded(values: torch.Tensor) -> torch.Tensor:
     # Sums are then exact, and do not depend on their order.
     return (values / WEIGHT_UNIT).round() * WEIGHT_UNIT
-
-
-def exact_mean(values: torch.Tensor) -> float:
-    """Return the mean of N values, the same whatever their order."""
-    return math.fsum(values.tolist()) / len(values)

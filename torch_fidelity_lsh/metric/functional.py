@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from torch_fidelity_lsh.metric import lsh, lsh_knn
+from torch_fidelity_lsh.metric.anchors import SHARE_OF_ANCHORS
 from torch_fidelity_lsh.metric.arrays import as_features
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.conformal import Estimate, Scored, estimate, test_of_membership
@@ -36,6 +37,7 @@ METRICS: dict[str, ScoreFolds] = {"lsh": lsh.score_folds, "lsh_knn": lsh_knn.sco
 
 FEWEST_ROWS = 8  # distinct ones, of which two can be held out in each of four folds
 FEW_EFFECTIVE = 1 / 20  # of the samples
+MANY_NEAR_COPIES = 0.05  # of the distinct samples
 
 
 @dataclass(frozen=True)
@@ -253,19 +255,6 @@ class Side:
     members: Members
     spacing: Spacing
 
-    @classmethod
-    def of(
-        cls,
-        reduced: ReducedFeatures,
-        coordinates: Coordinates,
-        num_anchors: int,
-        seed: int,
-        order: torch.Tensor | None = None,
-    ) -> Side:
-        """Prepare a set; ``coordinates`` and ``num_anchors`` are the same for both, ``order`` as in ``Members``."""
-        members = Members.of(reduced.values, FEWEST_ROWS, seed, order)
-        return cls(reduced, members, Spacing.of(coordinates(members.values), num_anchors, seed))
-
 
 def measure(
     metric: str,
@@ -278,12 +267,17 @@ def measure(
     reduced = _reduced_sides(features_generated, features_real, config)
     coordinates = Coordinates.fit(reduced[1].values)
     _refuse_lost_variation(coordinates, reduced[1])
-    num_anchors = min(NUM_ANCHORS, *(len(each) // 2 for each in reduced))
-    generated = Side.of(reduced[0], coordinates, num_anchors, config.seed, order)
-    real = Side.of(reduced[1], coordinates, num_anchors, config.seed)
+    members = [
+        Members.of(each.values, FEWEST_ROWS, config.seed, given)
+        for each, given in zip(reduced, (order, None), strict=True)
+    ]
+    num_anchors = min(NUM_ANCHORS, *(len(each.values) // SHARE_OF_ANCHORS for each in members))
+    spacings = [Spacing.of(coordinates(each.values), num_anchors, config.seed) for each in members]
+    generated, real = (Side(*parts) for parts in zip(reduced, members, spacings, strict=True))
     precision, precision_pvalue = _assess(metric, generated, real, config)
     recall, recall_pvalue = _assess(metric, real, generated, config)
     _warn_of_collapse({"generated": precision, "real": recall})
+    _warn_of_near_copies({"generated": generated, "real": real})
     return PrecisionRecall(
         metric=metric,
         precision_estimate=precision,
@@ -323,6 +317,16 @@ def _warn_of_collapse(estimates: dict[str, Estimate]) -> None:
                 f"the {len(found.weights)} {side} samples lie so close together, beside their distance to the others, "
                 f"that they amount to {found.effective_samples:.0f} independent ones: this side may have collapsed, "
                 "and its interval is wide",
+                stacklevel=6,
+            )
+
+
+def _warn_of_near_copies(sides: dict[str, Side]) -> None:
+    for name, side in sides.items():
+        if side.spacing.share_of_near_copies > MANY_NEAR_COPIES:
+            warnings.warn(
+                f"{side.spacing.share_of_near_copies:.0%} of the {name} samples nearly repeat another one; they are "
+                "held out together, but count as samples: remove them if they should not",
                 stacklevel=6,
             )
 

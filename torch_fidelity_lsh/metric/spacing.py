@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_fidelity_lsh.metric.anchors import AnchorTables, cell_counts, half_log
+from torch_fidelity_lsh.metric.anchors import AnchorTables, cell_counts, exact_mean, half_log
 from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE
 
 NUM_ANCHORS, RATIO, NUM_TABLES = 64, 4, 8  # a quarter of the anchors show how the spacing grows
@@ -46,19 +46,22 @@ class Spacing:
             seed: Of the choice of anchors.
         """
         rng = np.random.default_rng([seed, 3])
-        tables, coarser = (
-            AnchorTables.draw(points, number, NUM_TABLES, rng) for number in (num_anchors, num_anchors // RATIO)
-        )
+        tables = AnchorTables.draw(points, num_anchors, NUM_TABLES, rng)
         cells, logs = tables.nearest(points, are_support=True)
-        log_distance = logs.mean(0)
-        growth = coarser.nearest(points, are_support=True)[1].mean(0) - log_distance
-        num_cells = tables.rows.shape[1]
+        log_distance, num_cells = logs.mean(0), tables.rows.shape[1]
+        if num_cells < 2 * RATIO:
+            # Too few to tell: as on a line, where least is taken for crowding or copies.
+            growth = torch.full_like(log_distance, math.log(RATIO))
+        else:
+            coarser = AnchorTables.draw(points, num_cells // RATIO, NUM_TABLES, rng)
+            growth = coarser.nearest(points, are_support=True)[1].mean(0) - log_distance
         local_growth, local_distance = (_smoothed(each, cells, num_cells) for each in (growth, log_distance))
-        # Within a distance there are K / num_cells rows, and by how much fewer nearer by it the dimension tells.
-        shrinkage = local_growth / math.log(RATIO) * math.log(len(points) / num_cells / BY_CHANCE)
+        # So many rows are expected within the distance to the nearest anchor; how the number falls, growth tells.
+        expected = len(points) / num_cells
+        shrinkage = local_growth / math.log(RATIO) * math.log(expected / BY_CHANCE)
         reach = local_distance - shrinkage.clamp(min=-math.log(NEAR))
         groups = _groups(points, cells, log_distance, reach, num_cells)
-        return cls(log_distance, _dimension(float(growth.mean())), groups)
+        return cls(log_distance, _dimension(exact_mean(growth)), groups)
 
     @property
     def share_of_near_copies(self) -> float:
