@@ -185,7 +185,7 @@ def _variance_of_recall(a: PrecisionRecall, b: PrecisionRecall, paired: bool) ->
     own = (1 - alike) * math.fsum((one.influence**2 + other.influence**2).tolist())
     shared = alike * math.fsum(((one.influence - other.influence) ** 2).tolist())
     fold_values = [x - y for x, y in zip(one.fold_values, other.fold_values, strict=True)]
-    return of_samples + max(own + shared, variance_of_folds(fold_values))
+    return of_samples + (own + shared + variance_of_folds(fold_values)) / 2
 
 
 def _variance_of_f_score(a: PrecisionRecall, b: PrecisionRecall, precision: float, recall: float) -> float:

@@ -90,9 +90,8 @@ def variance_of_mean(weights: torch.Tensor) -> float:
 
 
 def variance_of_set(influence: torch.Tensor, fold_values: Sequence[float]) -> float:
-    """Return the variance over calibration sets, folds and anchors: what the influences say, or the folds if more."""
-    of_calibration = math.fsum((influence**2).tolist())
-    return max(of_calibration, variance_of_folds(fold_values))
+    """Return the variance over calibration sets, folds and anchors: the mean of what influences and folds tell of it."""
+    return (math.fsum((influence**2).tolist()) + variance_of_folds(fold_values)) / 2
 
 
 def variance_of_folds(values: Sequence[float]) -> float:
