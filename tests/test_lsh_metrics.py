@@ -92,7 +92,7 @@ def test_dimension_and_sample_size_do_not_move_the_score_of_one_distribution(mea
 def test_sets_far_apart_score_zero(measure, dimension):
     result = measure(normal(500, dimension, 1, shift=20.0), normal(500, dimension, 2))
     assert (result.precision, result.recall, result.f_score) == (0.0, 0.0, 0.0)
-    assert max(result.precision_pvalue, result.recall_pvalue) < 1e-6
+    assert max(result.precision_pvalue, result.recall_pvalue) < 1e-4
 
 
 @METRICS
@@ -274,7 +274,7 @@ def test_rows_given_twice_change_nothing(measure, share, side):
 def test_a_collapsed_side_has_few_effective_samples_and_says_so():
     real = normal(1000, 64, 1)
     collapsed = real[0] + 0.01 * normal(1000, 64, 2)
-    with pytest.warns(UserWarning, match="1000 generated samples lie so close together .* has collapsed"):
+    with pytest.warns(UserWarning, match="1000 generated samples lie so close together.* may have collapsed"):
         result = lsh_precision_recall(collapsed, real)
     assert result.effective_generated < 20
     assert result.effective_real > 500
@@ -283,7 +283,7 @@ def test_a_collapsed_side_has_few_effective_samples_and_says_so():
 
 
 @METRICS
-@pytest.mark.filterwarnings("ignore:.*has collapsed")
+@pytest.mark.filterwarnings("ignore:.*may have collapsed")
 def test_a_collapsed_generator_inside_the_support_has_precision(measure):
     """One spot passes or fails as a whole: asked at a large lambda, it would toss a coin."""
     real = normal(1000, 8, 1)

@@ -81,7 +81,13 @@ def variance_of_folds(values: Sequence[float]) -> float:
     return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
 
 
-def estimate(folds: Sequence[Scored], log_crowding: torch.Tensor, num_rows: int, largest_lambda: float) -> Estimate:
+def estimate(
+    folds: Sequence[Scored],
+    log_crowding: torch.Tensor,
+    num_rows: int,
+    largest_lambda: float,
+    are_members: bool = False,
+) -> Estimate:
     """Estimate the share of members from all folds of a set.
 
     Args:
@@ -90,6 +96,7 @@ def estimate(folds: Sequence[Scored], log_crowding: torch.Tensor, num_rows: int,
             unit.
         num_rows: Rows of the set.
         largest_lambda: Lambda in (0, 1) where the assessed samples do not crowd.
+        are_members: Whether the variance is to be that of assessed samples which all are members.
     """
     weights, pvalues = torch.zeros_like(log_crowding), torch.zeros_like(log_crowding)
     influence = log_crowding.new_zeros(num_rows)
@@ -102,7 +109,7 @@ def estimate(folds: Sequence[Scored], log_crowding: torch.Tensor, num_rows: int,
         lambdas = (largest_lambda * (2 * crowding.exp()).clamp(max=1) ** 2).clamp(min=LOWEST_LAMBDA)
         share_above = ((high - lambdas) / (high - low)).clamp(0, 1)
         fold_weights = _rounded(share_above / (1 - lambdas))
-        local = _cell_mean(fold, sizes, fold_weights).clamp(max=1)
+        local = torch.ones_like(lambdas) if are_members else _cell_mean(fold, sizes, fold_weights).clamp(max=1)
         effect = 1 + (_of_cell(fold, sizes) - 1) * (1 - lambdas / largest_lambda).clamp(min=0)
         values.append(exact_mean(fold_weights))
         variances.append(exact_mean(effect * local * (1 / (1 - lambdas) - local)) / len(fold_weights))
@@ -126,9 +133,8 @@ def test_of_membership(folds: Sequence[Scored], log_crowding: torch.Tensor, num_
 
     The estimate at a small lambda, below 1 by how many of its standard errors (one-sided normal test)?
     """
-    found = estimate(folds, log_crowding, num_rows, LAMBDA_OF_TEST)
-    deviation = math.sqrt(found.variance) or math.inf
-    return 0.5 * math.erfc((1 - found.value) / deviation / math.sqrt(2))
+    found = estimate(folds, log_crowding, num_rows, LAMBDA_OF_TEST, are_members=True)
+    return 0.5 * math.erfc((1 - found.value) / math.sqrt(2 * found.variance))
 
 
 def _ranks(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,8 +169,8 @@ def _pvalues_in_cells(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:
         for place in places(scores):
             no_closer += torch.searchsorted(keys, cells * (size + 1) + place, right=True)
         others = counts.gather(1, cells) - itself
-        share = (no_closer / (2 * others)).masked_fill(others == 0, 0)
-        return share.mean(0).masked_fill(scores == -math.inf, 0)
+        share = (no_closer.double() / (2 * others)).masked_fill(others == 0, 0)
+        return _rounded(share.mean(0)).masked_fill(scores == -math.inf, 0)
 
     return shares(fold.scores, fold.cells, 0), shares(fold.calibration_scores, fold.calibration_cells, 1)
 

@@ -313,11 +313,13 @@ def _assess(
 
 def _warn_of_collapse(estimates: dict[str, Estimate]) -> None:
     for side, found in estimates.items():
-        if found.effective_samples < FEW_EFFECTIVE * len(found.weights):
+        # Where none is a member, it does not matter how many say so.
+        if found.value and found.effective_samples < FEW_EFFECTIVE * len(found.weights):
             warnings.warn(
-                f"the {len(found.weights)} {side} samples lie so close together that they amount to "
-                f"{found.effective_samples:.0f} independent ones: their side has collapsed, and the interval is wide",
-                stacklevel=4,
+                f"the {len(found.weights)} {side} samples lie so close together, beside their distance to the others, "
+                f"that they amount to {found.effective_samples:.0f} independent ones: this side may have collapsed, "
+                "and its interval is wide",
+                stacklevel=6,
             )
 
 
