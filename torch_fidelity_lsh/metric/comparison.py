@@ -94,8 +94,8 @@ class Comparison:
             difference: Difference = getattr(self, name)
             low, high = difference.interval
             numbers[name] = {
-                "a": getattr(self.a, name),
-                "b": getattr(self.b, name),
+                "a": _unclipped(self.a, name),
+                "b": _unclipped(self.b, name),
                 "difference": difference.value,
                 "stderr": difference.stderr,
                 "ci_low": low,
@@ -149,16 +149,22 @@ def compare(
     precision = _variance_of_precision(a.precision_estimate, b.precision_estimate, paired)
     recall = _variance_of_recall(a, b, paired)
     f_score = _variance_of_f_score(a, b, precision, recall)
-    values = [(each.precision_unclipped, each.recall_unclipped) for each in (a, b)]
     return Comparison(
         metric=metric,
         a=a,
         b=b,
         paired=paired,
-        precision=Difference(values[0][0] - values[1][0], math.sqrt(precision)),
-        recall=Difference(values[0][1] - values[1][1], math.sqrt(recall)),
-        f_score=Difference(harmonic_mean(*values[0]) - harmonic_mean(*values[1]), math.sqrt(f_score)),
+        **{
+            name: Difference(_unclipped(a, name) - _unclipped(b, name), math.sqrt(variance))
+            for name, variance in zip(NUMBERS, (precision, recall, f_score), strict=True)
+        },
     )
+
+
+def _unclipped(result: PrecisionRecall, name: str) -> float:
+    if name == "f_score":
+        return harmonic_mean(result.precision_unclipped, result.recall_unclipped)
+    return float(getattr(result, f"{name}_unclipped"))
 
 
 def _variance_of_precision(a: Estimate, b: Estimate, paired: bool) -> float:

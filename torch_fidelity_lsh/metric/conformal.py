@@ -90,7 +90,7 @@ def variance_of_mean(weights: torch.Tensor) -> float:
 
 
 def variance_of_set(influence: torch.Tensor, fold_values: Sequence[float]) -> float:
-    """Return the variance over calibration sets, folds and anchors: the mean of what influences and folds tell of it."""
+    """Return the variance over calibration sets, folds and anchors: the mean of two estimates of it."""
     return (math.fsum((influence**2).tolist()) + variance_of_folds(fold_values)) / 2
 
 
