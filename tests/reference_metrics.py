@@ -40,20 +40,26 @@ def nearest(points, support, rows, same=False):
     return d.argmin(1), logarithm(d.min(1))
 
 
+def positions(points):
+    return points if points.shape[1] <= 17 else np.rint(points / 2**8)
+
+
 def lsh_folds(assessed, members, groups, seed):
     for fold in range(2):
         out = groups % 2 == fold
-        support, a, c = coordinates(members[~out], members[~out], assessed, members[out])
-        rng, scores = np.random.default_rng([seed, 2, fold]), [0, 0]
-        for psi, tables in ((16, 16), (64, 16), (256, 4)):
-            drawn = draw_tables(support, psi, tables, rng)
+        fitted = coordinates(members[~out], members[~out], assessed, members[out])
+        support, a, c = (positions(points) for points in fitted)
+        drawn, scores = draw_tables(support, 64, 16, np.random.default_rng([seed, 2, fold])), [0, 0]
+        few = max(2, len(drawn[0]) // 4)
+        fine = [np.concatenate(drawn[i : i + 4]) for i in (0, 4, 8, 12)]
+        for tables in ([rows[:few] for rows in drawn], drawn, fine):
             for i, points in enumerate((a, c)):
-                for rows in drawn:
+                for rows in tables:
                     cell, log_d = nearest(points, support, rows)
-                    log_r = logarithm(distances(support[rows], support[rows], True).min(1))
-                    scores[i] = scores[i] - (log_d - log_r[cell]) / tables
-            if psi == 64:
-                cells = [np.array([nearest(points, support, rows)[0] for rows in drawn]) for points in (a, c)]
+                    between = distances(support[rows], support[rows])
+                    log_r = logarithm(np.where(rows[:, None] == rows, np.inf, between).min(1))
+                    scores[i] = scores[i] - (log_d - log_r[cell]) / len(tables)
+        cells = [np.array([nearest(points, support, rows)[0] for rows in drawn]) for points in (a, c)]
         yield out, *scores, *cells
 
 
@@ -61,7 +67,10 @@ def lsh_knn_folds(assessed, members, groups, seed):
     s, a = coordinates(members, members, assessed)
     k = max(2, min(10, len(s) // 8))
     drawn = draw_tables(s, 48, 12, np.random.default_rng([seed, 2]))
-    cells = [np.array([nearest(x, s, rows, same)[0] for rows in drawn]) for x, same in ((a, False), (s, True))]
+    cells = [
+        np.array([nearest(positions(x), positions(s), rows, same)[0] for rows in drawn])
+        for x, same in ((a, False), (s, True))
+    ]
     for fold in range(4):
         out = groups % 4 == fold
         radius = np.rint(np.sort(distances(s[~out], s[~out], True), 1)[:, k - 1])
@@ -92,6 +101,7 @@ def mean_in_cells(values, cells):
 
 
 def spacing(points, psi, seed):
+    points = positions(points)
     rng, psi = np.random.default_rng([seed, 3]), min(psi, max(2, len(points) // 4))
     fine = [nearest(points, points, rows, True) for rows in draw_tables(points, psi, 8, rng)]
     cells, fine = np.array([cell for cell, _ in fine]), np.mean([log for _, log in fine], 0)
@@ -107,7 +117,7 @@ def spacing(points, psi, seed):
         order = np.lexsort((np.arange(len(points)), fine, key))
         pairs += [
             (order[i], order[i + j])
-            for j in (1, 2, 3, 4)
+            for j in (1, 2)
             for i in range(len(points) - j)
             if key[order[i]] == key[order[i + j]]
         ]

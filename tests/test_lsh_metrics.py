@@ -37,7 +37,7 @@ def numbers(result):
 
 @pytest.mark.parametrize("metric", ["lsh", "lsh_knn"])
 @pytest.mark.parametrize(
-    ("num_generated", "num_real", "dimension"), [(60, 50, 1), (40, 95, 3), (130, 60, 20), (8, 9, 2)]
+    ("num_generated", "num_real", "dimension"), [(60, 50, 1), (40, 95, 3), (130, 60, 20), (90, 150, 30), (8, 9, 2)]
 )
 def test_metrics_equal_what_the_page_of_definitions_says(metric, num_generated, num_real, dimension, monkeypatch):
     # One bucket for all, so that the search misses no neighbour.

@@ -8,6 +8,7 @@ are, the likelier they share a cell, which makes the cell a locality-sensitive h
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +20,19 @@ from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE
 LOG_UNIT = 2.0**-16
 SHARE_OF_ANCHORS = 4  # at most a fourth of a set are anchors of one table
 
+# In more dimensions than these points are rounded to a thousandth of the typical distance to the centre: whole numbers
+# whose squared distances are then exact in float32, unless they are far out.
+FEW_DIMENSIONS = 17
+COARSE = 2.0**-8
+EXACT_DISTANCE = 2.0**12
+
 
 @dataclass(frozen=True)
 class AnchorTables:
-    """T tables of as many anchors each, drawn from one set.
+    """T tables of psi anchors each, drawn from one set.
 
     Attributes:
-        anchors: (T psi) x P coordinates, table by table, whole numbers in float64.
+        anchors: (T psi) x P positions, table by table, whole numbers.
         rows: T x psi rows of the anchors in their set.
         log_radius: T x psi logarithms of each anchor's distance to the nearest other anchor of its table.
     """
@@ -40,10 +47,21 @@ class AnchorTables:
         size = min(num_anchors, max(2, len(support) // SHARE_OF_ANCHORS))
         drawn = np.stack([rng.choice(len(support), size, replace=False) for _ in range(num_tables)])
         rows = torch.from_numpy(drawn).to(support.device)
-        anchors = support[rows].double()
-        between = torch.stack([_squared_distances(table, table) for table in anchors])
-        between.diagonal(dim1=1, dim2=2).fill_(math.inf)
-        return cls(anchors.flatten(0, 1), rows, half_log(between.amin(2)))
+        anchors = positions(support[rows.flatten()])
+        return cls(anchors, rows, log_radii(anchors.view(*rows.shape, -1), rows))
+
+    def squared_distances(self, points: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield exact B x T x psi squared distances, whole numbers, of some of M x P coordinates at a time."""
+        norms = self.anchors.double().square().sum(1)
+        furthest = float(norms.max().sqrt())
+        for block in torch.split(points, ROWS_AT_ONCE):
+            block = positions(block)
+            norms_of_block = block.double().square().sum(1)
+            few = block.shape[1] <= FEW_DIMENSIONS
+            is_far = float(norms_of_block.max().sqrt()) + furthest > EXACT_DISTANCE
+            dtype = torch.float64 if few or is_far else torch.float32
+            squared = torch.addmm(norms.to(dtype), block.to(dtype), self.anchors.to(dtype).T, alpha=-2)
+            yield squared.add_(norms_of_block.to(dtype)[:, None]).view(len(block), *self.rows.shape)
 
     def nearest(self, points: torch.Tensor, are_support: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest anchor of M x P coordinates in each table.
@@ -55,24 +73,32 @@ class AnchorTables:
         Returns:
             T x M cells, numbers of anchors in their tables, and the logarithms of the distances to them.
         """
-        tables, size = self.rows.shape
-        cells = torch.empty(tables, len(points), dtype=torch.int64, device=points.device)
-        logs = torch.empty(tables, len(points), dtype=torch.float64, device=points.device)
-        for start in range(0, len(points), ROWS_AT_ONCE):
-            block = points[start : start + ROWS_AT_ONCE].double()
-            squared = _squared_distances(block, self.anchors)
+        cells, nearest, start = [], [], 0
+        for squared in self.squared_distances(points):
             if are_support:
                 row = self.rows.flatten() - start
-                column = ((row >= 0) & (row < len(block))).nonzero().flatten()
-                squared[row[column], column] = math.inf
-            nearest = squared.view(len(block), tables, size).min(2)
-            cells[:, start : start + len(block)] = nearest.indices.T
-            logs[:, start : start + len(block)] = nearest.values.T
-        return cells, half_log(logs)
+                column = ((row >= 0) & (row < len(squared))).nonzero().flatten()
+                squared.view(len(squared), -1)[row[column], column] = math.inf
+                start += len(squared)
+            found = squared.min(2)
+            cells.append(found.indices)
+            nearest.append(found.values)
+        return torch.cat(cells).T.contiguous(), half_log(torch.cat(nearest)).T.contiguous()
 
-    def log_ratio(self, cells: torch.Tensor, log_distance: torch.Tensor) -> torch.Tensor:
-        """Return M means over the tables of log(distance to the nearest anchor / radius of that anchor)."""
-        return (log_distance - self.log_radius.gather(1, cells)).mean(0)
+
+def positions(points: torch.Tensor) -> torch.Tensor:
+    """Return N x P coordinates as anchors see them."""
+    return points if points.shape[1] <= FEW_DIMENSIONS else (points * COARSE).round()
+
+
+def log_radii(anchors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return T x psi logarithms of the distances of T x psi x P anchors to the nearest other row of their table."""
+    radii = []
+    for table, numbers in zip(anchors.double(), rows, strict=True):
+        norms = table.square().sum(1)
+        squared = torch.addmm(norms[:, None] + norms, table, table.T, alpha=-2)
+        radii.append(squared.masked_fill_(numbers[:, None] == numbers, math.inf).amin(1))
+    return half_log(torch.stack(radii))
 
 
 def cell_counts(cells: torch.Tensor, num_cells: int, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -86,12 +112,6 @@ def exact_mean(values: torch.Tensor) -> float:
     return math.fsum(values.tolist()) / len(values)
 
 
-def _squared_distances(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    # Coordinates are whole numbers, and so are these, exactly.
-    norms, norms_of_others = (rows.square().sum(1) for rows in (points, others))
-    return torch.addmm(norms[:, None] + norms_of_others, points, others.T, alpha=-2)
-
-
 def half_log(squared: torch.Tensor) -> torch.Tensor:
     """Return the logarithms of distances in whole units, 0 for distances of 0."""
-    return (squared.clamp(min=1).log() / (2 * LOG_UNIT)).round_() * LOG_UNIT
+    return (squared.double().clamp(min=1).log() / (2 * LOG_UNIT)).round_() * LOG_UNIT

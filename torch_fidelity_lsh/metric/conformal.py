@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -43,6 +44,20 @@ class Scored:
     calibration_cells: torch.Tensor
     num_cells: int
     calibration_rows: torch.Tensor
+
+    @cached_property
+    def ranks(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Lowest and highest p-value of each assessed sample, which ties leave open, and those of the calibration set.
+
+        The p-values in cells are ranked once more among those of the calibration set, so that they are uniform for
+        members however few live in a cell.
+        """
+        in_cells, calibration = _pvalues_in_cells(self)
+        ordered = calibration.sort().values
+        below, up_to = (torch.searchsorted(ordered, in_cells, right=right) for right in (False, True))
+        total = len(ordered) + 1
+        own = torch.searchsorted(ordered, calibration, right=True).double() / len(ordered)
+        return below.double() / total, (up_to + 1).double() / total, own
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,7 @@ def estimate(
     influence, influence_if_members, pvalues_of_set = (torch.zeros_like(spacing_of_set.log_distance) for _ in range(3))
     values, variances, variances_if_members, effects = [], [], [], []
     for fold in folds:
-        low, high, pvalues_of_set[fold.calibration_rows] = _ranks(fold)
+        low, high, pvalues_of_set[fold.calibration_rows] = fold.ranks
         sizes = cell_counts(fold.cells, fold.num_cells)
         together = _of_cell(fold, sizes)
         closeness = _log_closeness(fold, sizes, log_spacing, spacing_of_set.log_distance[fold.calibration_rows])
@@ -172,20 +187,6 @@ def _log_closeness(
     return _of_cell(fold, (of_set - own).masked_fill(counts == 0, 0))
 
 
-def _ranks(fold: Scored) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the lowest and highest p-value of each assessed sample, which ties leave open, and the calibration set's.
-
-    The p-values in cells are ranked once more among those of the calibration set, so that they are uniform for members
-    however few live in a cell.
-    """
-    in_cells, calibration = _pvalues_in_cells(fold)
-    ordered = calibration.sort().values
-    below, up_to = (torch.searchsorted(ordered, in_cells, right=right) for right in (False, True))
-    total = len(ordered) + 1
-    own = torch.searchsorted(ordered, calibration, right=True).double() / len(ordered)
-    return below.double() / total, (up_to + 1).double() / total, own
-
-
 def _pvalues_in_cells(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean over the tables of the share of the cell's calibration samples that are no closer.
 
@@ -201,9 +202,12 @@ def _pvalues_in_cells(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:
     starts = counts.cumsum(1) - counts
 
     def shares(scores: torch.Tensor, cells: torch.Tensor, itself: int) -> torch.Tensor:
-        no_closer = -2 * starts.gather(1, cells) - itself
-        for place in places(scores):
-            no_closer += torch.searchsorted(keys, cells * (size + 1) + place, right=True)
+        low, high = places(scores)
+        lower = torch.searchsorted(keys, cells * (size + 1) + low, right=True)
+        no_higher = lower.clone()
+        tied = (low != high).nonzero().flatten()
+        no_higher[:, tied] = torch.searchsorted(keys, cells[:, tied] * (size + 1) + high[tied], right=True)
+        no_closer = lower + no_higher - 2 * starts.gather(1, cells) - itself
         others = counts.gather(1, cells) - itself
         share = (no_closer.double() / (2 * others)).masked_fill(others == 0, 0)
         return _rounded(share.mean(0)).masked_fill(scores == -math.inf, 0)

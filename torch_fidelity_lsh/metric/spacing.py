@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_fidelity_lsh.metric.anchors import AnchorTables, cell_counts, exact_mean, half_log
+from torch_fidelity_lsh.metric.anchors import AnchorTables, cell_counts, exact_mean, half_log, positions
 from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE
 
 NUM_ANCHORS, RATIO, NUM_TABLES = 64, 4, 8  # a quarter of the anchors show how the spacing grows
@@ -19,7 +19,7 @@ HIGHEST_DIMENSION = 1000.0
 BY_CHANCE = 0.001
 NEAR = 0.25
 TABLES_IN_KEY = 2
-COMPARED = 4  # rows that follow in the order of a key
+COMPARED = 2  # rows that follow in the order of a key
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Spacing:
         expected = len(points) / num_cells
         shrinkage = local_growth / math.log(RATIO) * math.log(expected / BY_CHANCE)
         reach = local_distance - shrinkage.clamp(min=-math.log(NEAR))
-        groups = _groups(points, cells, log_distance, reach, num_cells)
+        groups = _groups(positions(points), cells, log_distance, reach, num_cells)
         return cls(log_distance, _dimension(exact_mean(growth)), groups)
 
     @property
@@ -109,5 +109,5 @@ def _groups(
 
 def _are_near(points: torch.Tensor, pairs: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
     one, other = pairs
-    squared = (points[one].double() - points[other].double()).square().sum(1)
+    squared = (points[one] - points[other]).double().square().sum(1)
     return half_log(squared) <= torch.minimum(reach[one], reach[other])
