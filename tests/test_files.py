@@ -46,7 +46,7 @@ def write_kept(path):
     write_tensors(path, cache.KIND, cache.VERSION, {"features": VALUES}, {"samples": "a folder"})
 
 
-# A file's name, who writes it, who reads it, whether what was read is right, and the number of bytes without a checksum.
+# A file's name, who writes it, who reads it, whether what was read is right, and the bytes without a checksum.
 READERS = {
     "reference": ("r.safetensors", write_reference, load_reference, lambda r: torch.equal(r.values, KEPT.values), 0),
     "reference as input": (
