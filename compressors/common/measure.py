@@ -113,9 +113,15 @@ def count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
     with _frozen(model), FlopCounterMode(display=False) as counter:
         run(model, inputs)
     root = type(model).__name__
-    totals = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
-    per_module = {name[len(root) + 1 :]: macs for name, macs in totals.items() if name.startswith(f"{root}.")}
-    return {**per_module, "": totals.get("Global", 0)}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    first = {module: name for name, module in model.named_modules()}
+    macs = {"": 0}
+    for name, flops in counter.get_flop_counts().items():
+        # The counter calls a module that has several names by the last of them.
+        module = modules.get(name.removeprefix(f"{root}.")) if name != "Global" else model
+        if module is not None:
+            macs[first[module]] = macs.get(first[module], 0) + sum(flops.values()) // 2
+    return macs
 
 
 @contextmanager

@@ -31,13 +31,17 @@ def check_coverage(model: nn.Module, supported: tuple[type[nn.Module], ...], min
 
 
 def uncovered_parameters(model: nn.Module, supported: tuple[type[nn.Module], ...]) -> dict[str, nn.Parameter]:
-    """Return the parameters of `model`, by name, that are in none of these layers."""
-    return {
-        f"{prefix}.{name}".lstrip("."): parameter
-        for prefix, module in model.named_modules()
-        if type(module) not in supported and not isinstance(module, _PASSIVE_LAYERS)
-        for name, parameter in module.named_parameters(recurse=False)
-    }
+    """Return the parameters of `model`, by name, that are in none of these layers, each under its first name."""
+    inside: set[nn.Parameter] = set()
+    outside: dict[nn.Parameter, str] = {}
+    for prefix, module in model.named_modules():
+        known = type(module) in supported or isinstance(module, _PASSIVE_LAYERS)
+        for name, parameter in module.named_parameters(recurse=False):
+            if known:
+                inside.add(parameter)
+            else:
+                outside.setdefault(parameter, f"{prefix}.{name}".lstrip("."))
+    return {name: parameter for parameter, name in outside.items() if parameter not in inside}
 
 
 def describe(parameters: Mapping[str, nn.Parameter]) -> str:

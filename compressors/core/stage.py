@@ -15,6 +15,7 @@ from compressors.common.measure import Inputs, checked_outputs, reference_output
 from compressors.core.model import CompressedModel
 from compressors.core.recipe import Recipe, settings
 from compressors.core.report import Report, shapes_of
+from compressors.core.sharing import sharing_notes
 from compressors.errors import CompressionError
 
 
@@ -138,7 +139,7 @@ def begin(model: nn.Module | CompressedModel, example_inputs: Inputs, quantized:
     outputs = reference_outputs(copy, inputs)
     if not isinstance(model, CompressedModel):
         report = Report.of(copy, inputs)
-        return Work(copy, inputs, outputs, outputs, Recipe(), report, {}, model)
+        return Work(copy, inputs, outputs, outputs, Recipe(), report, sharing_notes(copy), model)
     report = model.report
     if shapes_of(inputs) != report.input_shapes:
         raise CompressionError(
