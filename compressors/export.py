@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +60,12 @@ def export_onnx(
     if odd:
         raise CompressionError(f"example_inputs: only tensors can be inputs of an ONNX model; {', '.join(odd)}")
     tensors = {**compressed.model.state_dict(), **{f"example_inputs[{i}]": item for i, item in enumerate(inputs)}}
-    half = [name for name, item in tensors.items() if isinstance(item, Tensor) and item.dtype == torch.bfloat16]
-    if half:
-        raise CompressionError(
-            f"compressed: {half[0]} is bfloat16, which onnxruntime does not compute: compress the model in float32, as "
-            "in model.float()"
-        )
+    for name, item in tensors.items():
+        if isinstance(item, Tensor) and item.dtype in (torch.bfloat16, torch.float64):
+            raise CompressionError(
+                f"compressed: {name} is {item.dtype}, for which onnxruntime lacks operators: compress the model in "
+                "float32, as in model.float()"
+            )
     with extra("onnx"):
         import onnx
         import onnxruntime  # noqa: F401  the file is tried in it
@@ -80,7 +82,9 @@ def export_onnx(
     with whole_file(path, ".onnx") as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the older exporter about its age, and of tracing
         try:
-            _write(compressed, copied(inputs), temporary, options)
+            # torch prints the graph of a model that it cannot export.
+            with redirect_stdout(StringIO()):
+                _write(compressed, copied(inputs), temporary, options)
             onnx.checker.check_model(str(temporary))
         except ImportError:
             raise
@@ -103,7 +107,8 @@ def _reason(error: Exception, opset: int) -> str:
     later = re.search(r"added in version (\d+)", text)
     operator = re.search(r"operator '([^']+)'", text)
     if later is None:
-        return text
+        half = "; quantized models in float16 are exported in part only: compress in float32" if "Half" in text else ""
+        return text + half
     return f"{operator[1] if operator else 'an operator'} needs opset={later[1]} or later; got opset={opset}"
 
 

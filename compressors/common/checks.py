@@ -103,9 +103,16 @@ def check_replaceable(argument: str, model: nn.Module) -> None:
             raise CompressionError(
                 f"{where} is TorchScript, whose layers cannot be replaced: pass the Python module that it was made from"
             )
+    check_values(argument, model)
+
+
+def check_values(argument: str, model: nn.Module) -> None:
+    """Raise `CompressionError` for a model with weights that have no values yet."""
+    for name, module in model.named_modules():
+        where = f"{argument}'s layer {name}" if name else argument
         if any(is_lazy(value) for value in (*module._parameters.values(), *module._buffers.values())):
             raise CompressionError(
-                f"{where} ({type(module).__name__}) has no weights yet: run the model once, or load a state dict, before"
+                f"{where} ({type(module).__name__}) has no weights yet: run the model once, or load a state dict"
             )
         if any(value.is_meta for value in module.parameters(recurse=False)):
             raise CompressionError(f"{where} is on the meta device, where weights have no values: load them before")

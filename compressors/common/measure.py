@@ -57,7 +57,7 @@ def run(model: nn.Module, inputs: Inputs, seed: int = 0) -> list[Tensor]:
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors in what a model returned, in order: itself, or those in dicts, lists, tuples and dataclasses."""
+    """Yield the tensors in what a model returned, in order: itself, or those in dicts, lists, tuples, dataclasses."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
@@ -103,8 +103,8 @@ def reference_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]
     outputs = [tensor.clone() for tensor in tensors_of(output)]
     if not outputs:
         raise CompressionError(
-            f"model returns no tensor on example_inputs, but {type(output).__name__}: return tensors, or lists, tuples, "
-            "dicts or dataclasses of tensors"
+            f"model returns no tensor on example_inputs, but {type(output).__name__}: return tensors, or lists, "
+            "tuples, dicts or dataclasses of tensors"
         )
     if not all(output.isfinite().all() for output in outputs):
         raise CompressionError("model returns non-finite values on example_inputs, before any compression")
@@ -117,7 +117,9 @@ def checked_outputs(model: nn.Module, inputs: tuple[Any, ...], reference: Sequen
     try:
         outputs = run(model, inputs)
     except Exception as error:
-        raise ContractBroken(f"the compressed model does not run on example_inputs: {described(error)}; {hint}") from error
+        raise ContractBroken(
+            f"the compressed model does not run on example_inputs: {described(error)}; {hint}"
+        ) from error
     got, expected = ([(tuple(o.shape), o.dtype) for o in side] for side in (outputs, reference))
     if got != expected:
         raise ContractBroken(f"the outputs changed from {expected} to {got}; {hint}")

@@ -62,12 +62,12 @@ def _advice_on(kind: type[nn.Module], supported: tuple[type[nn.Module], ...]) ->
     base = next((layer for layer in supported if issubclass(kind, layer)), None)
     if base is not None:
         return (
-            f"{kind.__name__} is a subclass of nn.{base.__name__}, whose forward may do anything: use nn.{base.__name__} "
-            "itself, and do what the subclass adds in a module around it"
+            f"{kind.__name__} is a subclass of nn.{base.__name__}, whose forward may do anything: use "
+            f"nn.{base.__name__} itself, and do what the subclass adds in a module around it"
         )
     return (
-        f"{kind.__name__} holds parameters of its own: weights used by functional calls must move into standard layers, "
-        "as in a twin of the model that runs nn.Conv2d on modulated inputs"
+        f"{kind.__name__} holds parameters of its own: weights used by functional calls must move into standard "
+        "layers, as in a twin of the model that runs nn.Conv2d on modulated inputs"
     )
 
 

@@ -79,7 +79,7 @@ def _first_keys(model: nn.Module, recipe: Recipe) -> dict[str, str]:
         for name, value in {**module._parameters, **module._buffers}.items():
             if value is not None:
                 keys.setdefault(id(value), []).append(f"{prefix}.{name}".lstrip("."))
-    found = {}
+    found: dict[str, str] = {}
     for names in keys.values():
         first = next((key for key in names if _quantized(key, recipe)), names[0])
         found |= dict.fromkeys(names, first)
