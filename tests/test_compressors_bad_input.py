@@ -88,7 +88,11 @@ def test_names_that_are_not_in_the_model(compressor: Any, message: str) -> None:
         (DCGAN(), (), "example_inputs must be a non-empty tuple"),
         (DCGAN(), (torch.randn(2, LATENT + 1),), "model does not run on example_inputs"),
         (DCGAN(), (torch.full((2, LATENT), float("nan")),), "non-finite values on example_inputs, before"),
-        (DCGAN, Z, "model must be an nn.Module or a CompressedModel; got type"),
+        (
+            DCGAN,
+            Z,
+            "model must be a torch.nn.Module or a .* got the class DCGAN; pass an instance of it",
+        ),
         (nn.Sequential(), (1,), "model returns no tensor"),
     ],
     ids=["no tuple", "empty", "wrong size", "nan", "class", "no tensor"],

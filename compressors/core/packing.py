@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressors.common.bake import independent_copy
 from compressors.common.bits import pack_bits, packed_bytes, unpack_bits
+from compressors.common.files import digest
 from compressors.core.recipe import LayerQuantization, Recipe
-from compressors.errors import CompressionError
+from compressors.errors import CompressionError, UnsupportedModule
 
 
 def pack(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
@@ -19,11 +21,14 @@ def pack(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
 
     Weights of quantized layers are bit streams, everything else (scales, biases, batch statistics) is as in
     `model.state_dict()`. In a sparse model each of the latter is two tensors where they are smaller: ``<key>.bits``,
-    one bit per element that tells whether it is not zero, and ``<key>.values``, those that are not, in order. A module
-    used under several names is stored once.
+    one bit per element that tells whether it is not zero, and ``<key>.values``, those that are not, in order. What has
+    several keys, as in a module used under several names or in layers that share a weight, is stored once. Buffers that
+    `state_dict` leaves out are stored too.
+
+    Raises `UnsupportedModule` where a module keeps state that is no tensor.
     """
     packed: dict[str, Tensor] = {}
-    for key, value in _state(model).items():
+    for key, value in _state(model, recipe).items():
         layer = _quantized(key, recipe)
         if layer is not None:
             from compressors.core._brevitas import integer_weight
@@ -45,7 +50,7 @@ def stored_bytes(model: nn.Module, recipe: Recipe) -> dict[str, int]:
     min(N b, ceil(N / 8) + M b).
     """
     found = {}
-    for key, value in _state(model).items():
+    for key, value in _state(model, recipe).items():
         layer = _quantized(key, recipe)
         if layer is not None:
             found[key] = packed_bytes(value.numel(), layer.bits)
@@ -54,10 +59,42 @@ def stored_bytes(model: nn.Module, recipe: Recipe) -> dict[str, int]:
     return found
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state of `model`, each module under its first name only."""
-    owners = {name for name, _ in model.named_modules()}
-    return {key: value for key, value in model.state_dict().items() if key.rpartition(".")[0] in owners}
+def _state(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
+    """Return the tensors of `model`, by key, each under the first of its keys; see `_first_keys`."""
+    first = _first_keys(model, recipe)
+    state = model.state_dict(keep_vars=True)
+    odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise UnsupportedModule(
+            f"state of the model that is no tensor, which files cannot hold: {', '.join(odd)}; keep it in a buffer"
+        )
+    absent = {key: model.get_buffer(key) for key in _unsaved_buffers(model, recipe)}
+    return {key: value for key, value in {**state, **absent}.items() if first.get(key, key) == key}
+
+
+def _first_keys(model: nn.Module, recipe: Recipe) -> dict[str, str]:
+    """Return for the key of each parameter and buffer the first key of the same one; a quantized layer's goes first."""
+    keys: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, value in {**module._parameters, **module._buffers}.items():
+            if value is not None:
+                keys.setdefault(id(value), []).append(f"{prefix}.{name}".lstrip("."))
+    found: dict[str, str] = {}
+    for names in keys.values():
+        first = next((key for key in names if _quantized(key, recipe)), names[0])
+        found |= dict.fromkeys(names, first)
+    return found
+
+
+def _unsaved_buffers(model: nn.Module, recipe: Recipe) -> list[str]:
+    """Return the names of buffers that `state_dict` leaves out, those of quantizers excepted."""
+    return [
+        key
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+        if module._buffers.get(name) is not None
+        and not _inside(key := f"{prefix}.{name}".lstrip("."), recipe.quantized)
+    ]
 
 
 def _quantized(key: str, recipe: Recipe) -> LayerQuantization | None:
@@ -69,9 +106,24 @@ def _sparse_bytes(value: Tensor) -> int:
     return packed_bytes(value.numel(), 1) + int(value.count_nonzero()) * value.element_size()
 
 
-def sparse_shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def sparse_shapes(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of what `pack` stored without zeros, by state_dict key."""
-    return {key: tuple(value.shape) for key, value in _state(model).items() if f"{key}.bits" in tensors}
+    return {key: tuple(value.shape) for key, value in _state(model, recipe).items() if f"{key}.bits" in tensors}
+
+
+def check_packed(
+    model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Raise `CompressionError` unless a copy of `model` that lost its values gets them back from what `pack` gave."""
+    copy = independent_copy(model)
+    with torch.no_grad():
+        for value in (*copy.parameters(), *copy.buffers()):
+            value.zero_()
+    _unpack(copy, recipe, _with_zeros(tensors, shapes))
+    again = pack(copy, recipe)
+    wrong = [key for key, value in tensors.items() if digest([value]) != digest([again[key]])]
+    if wrong:
+        raise CompressionError(f"the file would not give the model back: {', '.join(wrong)} would differ")
 
 
 def _with_zeros(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
@@ -86,22 +138,35 @@ def _with_zeros(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int
 
 def _unpack(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> None:
     """Fill `model`, which has the structure of `recipe`, with what `pack` gave, zeros included."""
-    packed = {f"{name}.weight": name for name in recipe.quantized}
+    packed = {key: name for name in recipe.quantized if (key := f"{name}.weight") in tensors}
+    first, state = _first_keys(model, recipe), _state(model, recipe)
+    # The ranges of quantizers that never ran are not stored, and show in no state before they are set.
+    missing, unexpected = (
+        sorted(key for key in keys if not _inside(key, recipe.quantized))
+        for keys in (set(state) - set(tensors), set(tensors) - set(state))
+    )
+    if missing or unexpected:
+        raise CompressionError(
+            f"factory builds another model: the file lacks {missing}, the model lacks {unexpected}; layers and weights "
+            "that are shared must be shared in both"
+        )
+    # Under all of its keys: brevitas forgets the ranges of a layer whenever the layer is met without them.
+    buffers = _unsaved_buffers(model, recipe)
+    sources = {key: first.get(key, key) for key in {*first, *state} - {*buffers}}
+    found = {key: tensors[source] for key, source in sources.items() if source in tensors and source not in packed}
+    targets = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    for key, value in {**found, **{key: tensors[key] for key in buffers}}.items():
+        if key in targets and targets[key].dtype != value.dtype:
+            raise CompressionError(
+                f"factory builds another model: {key} is {targets[key].dtype}, in the file {value.dtype}; convert the "
+                "model in factory, as in make_generator().half()"
+            )
     try:
-        loaded = model.load_state_dict({k: v for k, v in tensors.items() if k not in packed}, strict=False)
+        model.load_state_dict(found, strict=False)
+        for key in buffers:
+            model.get_buffer(key).copy_(tensors[key])
     except RuntimeError as error:
         raise CompressionError(f"factory builds another model: {error}") from error
-    owners = {name for name, _ in model.named_modules()}
-    # Not stored: packed weights, further names of shared modules, and ranges of quantizers that never ran.
-    missing = [
-        key
-        for key in loaded.missing_keys
-        if key not in packed and key.rpartition(".")[0] in owners and not _inside(key, recipe.quantized)
-    ]
-    if missing or loaded.unexpected_keys:
-        raise CompressionError(
-            f"factory builds another model: the file lacks {missing}, the model lacks {loaded.unexpected_keys}"
-        )
     for key, name in packed.items():
         from compressors.core._brevitas import set_weight
 

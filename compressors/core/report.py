@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from compressors.common.measure import Inputs, count_macs
 from compressors.common.text import aligned, versions
 from compressors.core.packing import stored_bytes
 from compressors.core.recipe import Recipe
+from compressors.core.sharing import shared_parameters
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ class Report:
 
 
 def shapes_of(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of forward arguments; () for those that are no tensors."""
-    return tuple(tuple(item.shape) if isinstance(item, Tensor) else () for item in inputs)
+    """Return the shapes of all that forward arguments hold, in dicts and lists too; () for what is no tensor."""
+    return tuple(tuple(item.shape) if isinstance(item, Tensor) else () for item in tree_leaves(inputs))
 
 
 def _measure(model: nn.Module, inputs: Inputs, recipe: Recipe) -> tuple[dict[str, Size], Size]:
@@ -128,12 +130,15 @@ def _measure(model: nn.Module, inputs: Inputs, recipe: Recipe) -> tuple[dict[str
     modules = dict(model.named_modules())
     rows: dict[str, Size] = {}
     for key, size in stored_bytes(model, recipe).items():
-        owner = key.rpartition(".")[0]
+        owner, _, leaf = key.rpartition(".")
         layer = next((name for name in recipe.quantized if owner.startswith(f"{name}.")), owner)
-        if layer not in rows:
-            parameters = sum(p.numel() for p in modules[layer].parameters(recurse=False))
-            rows[layer] = Size(parameters, 0 if not layer else macs.get(layer, 0))
-        rows[layer] += Size(bytes=size)
+        parameter = modules[layer]._parameters.get(leaf) if layer == owner else None
+        rows.setdefault(layer, Size(macs=macs.get(layer, 0) if layer else 0))
+        rows[layer] += Size(0 if parameter is None else parameter.numel(), bytes=size)
+    for name in shared_parameters(model):
+        layer = name.rpartition(".")[0]
+        rows.setdefault(layer, Size(macs=macs.get(layer, 0) if layer else 0))
+    rows = {name: rows[name] for name in modules if name in rows}
     total = sum(rows.values(), Size())
     return rows, replace(total, macs=macs[""])
 

@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressors.common.bake import baked_copy
-from compressors.common.checks import check_inputs
+from compressors.common.checks import check_inputs, check_module, check_replaceable
 from compressors.common.measure import Inputs, checked_outputs, reference_outputs, sqnr_db
 from compressors.core.model import CompressedModel
 from compressors.core.recipe import Recipe, settings
 from compressors.core.report import Report, shapes_of
+from compressors.core.sharing import sharing_notes
 from compressors.errors import CompressionError
 
 
@@ -129,16 +130,16 @@ def begin(model: nn.Module | CompressedModel, example_inputs: Inputs, quantized:
         CompressionError: `model` does not run on `example_inputs`, or is quantized already.
     """
     inputs = check_inputs("example_inputs", example_inputs)
-    if not isinstance(model, nn.Module | CompressedModel):
-        raise CompressionError(f"model must be an nn.Module or a CompressedModel; got {type(model).__name__}")
-    source = model.model if isinstance(model, CompressedModel) else model
+    kind = "a torch.nn.Module or a CompressedModel"
+    source = model.model if isinstance(model, CompressedModel) else check_module("model", model, kind)
+    check_replaceable("model", source)
     if not quantized:
         _check_float(source)
     copy = baked_copy(source)
     outputs = reference_outputs(copy, inputs)
     if not isinstance(model, CompressedModel):
         report = Report.of(copy, inputs)
-        return Work(copy, inputs, outputs, outputs, Recipe(), report, {}, model)
+        return Work(copy, inputs, outputs, outputs, Recipe(), report, sharing_notes(copy), source)
     report = model.report
     if shapes_of(inputs) != report.input_shapes:
         raise CompressionError(
