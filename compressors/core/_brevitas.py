@@ -88,10 +88,9 @@ def _become_quantized(module: nn.Module, options: Mapping[str, Any]) -> None:
         after[group].update({name: before[group][name] for name in names})
     after["_parameters"].update(before["_parameters"])
     for name, value in before.items():
-        if name not in after:
-            after[name] = value
-        elif "hook" in name and isinstance(value, dict):
+        if "hook" in name and isinstance(value, dict):
             value.update(after[name])  # the same dict, which handles that remove hooks refer to
+        if "hook" in name or name not in after:
             after[name] = value
     after["_non_persistent_buffers_set"] |= before["_non_persistent_buffers_set"]
     module.train(before["training"])
@@ -200,9 +199,10 @@ def integer_weight(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         return weight.int(), weight.scale, weight.zero_point
 
 
-def set_weight(layer: nn.Module, codes: Tensor) -> None:
-    """Make the weight of a brevitas layer what `codes` (integers, shape of the weight) stand for."""
-    _, scale, zero_point = integer_weight(layer)
+def set_weight(layer: nn.Module, codes: Tensor | None = None) -> None:
+    """Make the weight of a brevitas layer what `codes` (integers, shape of the weight) stand for; None: its own."""
+    own, scale, zero_point = integer_weight(layer)
+    codes = own if codes is None else codes
     weight = layer.get_parameter("weight")
     weight.data = ((codes - zero_point) * scale).to(weight.dtype)
 
@@ -212,7 +212,7 @@ def round_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     layers = {name: model.get_submodule(name) for name in names}
     before = {name: layer.get_parameter("weight").detach().clone() for name, layer in layers.items()}
     for layer in layers.values():
-        set_weight(layer, integer_weight(layer)[0])
+        set_weight(layer)
     return before
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,8 @@ from compressors.common.bits import pack_bits, packed_bytes, unpack_bits
 from compressors.common.files import digest
 from compressors.core.recipe import LayerQuantization, Recipe
 from compressors.errors import CompressionError, UnsupportedModule
+
+_NO_EXTRA_STATE = nn.Module.get_extra_state
 
 
 def pack(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
@@ -25,8 +26,11 @@ def pack(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
     several keys, as in a module used under several names or in layers that share a weight, is stored once. Buffers that
     `state_dict` leaves out are stored too.
 
-    Raises `UnsupportedModule` where a module keeps state that is no tensor.
+    Raises `UnsupportedModule` where a module has extra state, that of ``get_extra_state``.
     """
+    odd = [name for name, module in model.named_modules() if type(module).get_extra_state is not _NO_EXTRA_STATE]
+    if odd:
+        raise UnsupportedModule(f"{', '.join(odd)}: extra state, which files cannot hold; keep it in a buffer")
     packed: dict[str, Tensor] = {}
     for key, value in _state(model, recipe).items():
         layer = _quantized(key, recipe)
@@ -60,41 +64,42 @@ def stored_bytes(model: nn.Module, recipe: Recipe) -> dict[str, int]:
 
 
 def _state(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
-    """Return the tensors of `model`, by key, each under the first of its keys; see `_first_keys`."""
-    first = _first_keys(model, recipe)
-    state = model.state_dict(keep_vars=True)
-    odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise UnsupportedModule(
-            f"state of the model that is no tensor, which files cannot hold: {', '.join(odd)}; keep it in a buffer"
-        )
-    absent = {key: model.get_buffer(key) for key in _unsaved_buffers(model, recipe)}
-    return {key: value for key, value in {**state, **absent}.items() if first.get(key, key) == key}
+    """Return the parameters and buffers of `model` by key, what has several keys under one, a quantized layer's first.
+
+    Not ``model.state_dict()``, which leaves buffers out, and which hooks of a model may rename or cut.
+    """
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if layer_of(f"{name}.", recipe) is not None:
+            continue
+        own = {**module._parameters, **module._buffers}
+        found |= {f"{name}.{leaf}".lstrip("."): value for leaf, value in own.items() if value is not None}
+        for part, quantizer in _quantizers(module, name, recipe).items():
+            quantizer.state_dict(destination=found, prefix=part, keep_vars=True)
+    first: dict[int, str] = {}
+    for key, value in found.items():
+        if id(value) not in first or (_quantized(key, recipe) and not _quantized(first[id(value)], recipe)):
+            first[id(value)] = key
+    return {key: value for key, value in found.items() if first[id(value)] == key}
 
 
-def _first_keys(model: nn.Module, recipe: Recipe) -> dict[str, str]:
-    """Return for the key of each parameter and buffer the first key of the same one; a quantized layer's goes first."""
-    keys: dict[int, list[str]] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for name, value in {**module._parameters, **module._buffers}.items():
-            if value is not None:
-                keys.setdefault(id(value), []).append(f"{prefix}.{name}".lstrip("."))
-    found: dict[str, str] = {}
-    for names in keys.values():
-        first = next((key for key in names if _quantized(key, recipe)), names[0])
-        found |= dict.fromkeys(names, first)
-    return found
+def _quantizers(module: nn.Module, name: str, recipe: Recipe) -> dict[str, nn.Module]:
+    """Return the quantizers of a layer, by the prefix of their keys."""
+    if name not in recipe.quantized:
+        return {}
+    return {f"{name}.{part}.": module.get_submodule(part) for part in _QUANTIZERS if part in module._modules}
 
 
-def _unsaved_buffers(model: nn.Module, recipe: Recipe) -> list[str]:
-    """Return the names of buffers that `state_dict` leaves out, those of quantizers excepted."""
-    return [
-        key
-        for prefix, module in model.named_modules()
-        for name in module._non_persistent_buffers_set
-        if module._buffers.get(name) is not None
-        and not _inside(key := f"{prefix}.{name}".lstrip("."), recipe.quantized)
-    ]
+_QUANTIZERS = ("weight_quant", "input_quant", "bias_quant", "output_quant")
+
+
+def layer_of(key: str, recipe: Recipe) -> str | None:
+    """Return the quantized layer in whose quantizers the tensor `key` is; None for any other tensor."""
+    for part in _QUANTIZERS:
+        name, found, _ = key.partition(f".{part}.")
+        if found and name in recipe.quantized:
+            return name
+    return None
 
 
 def _quantized(key: str, recipe: Recipe) -> LayerQuantization | None:
@@ -139,10 +144,10 @@ def _with_zeros(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int
 def _unpack(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> None:
     """Fill `model`, which has the structure of `recipe`, with what `pack` gave, zeros included."""
     packed = {key: name for name in recipe.quantized if (key := f"{name}.weight") in tensors}
-    first, state = _first_keys(model, recipe), _state(model, recipe)
+    state = _state(model, recipe)
     # The ranges of quantizers that never ran are not stored, and show in no state before they are set.
     missing, unexpected = (
-        sorted(key for key in keys if not _inside(key, recipe.quantized))
+        sorted(key for key in keys if layer_of(key, recipe) is None)
         for keys in (set(state) - set(tensors), set(tensors) - set(state))
     )
     if missing or unexpected:
@@ -150,23 +155,19 @@ def _unpack(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> 
             f"factory builds another model: the file lacks {missing}, the model lacks {unexpected}; layers and weights "
             "that are shared must be shared in both"
         )
-    # Under all of its keys: brevitas forgets the ranges of a layer whenever the layer is met without them.
-    buffers = _unsaved_buffers(model, recipe)
-    sources = {key: first.get(key, key) for key in {*first, *state} - {*buffers}}
-    found = {key: tensors[source] for key, source in sources.items() if source in tensors and source not in packed}
-    targets = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
-    for key, value in {**found, **{key: tensors[key] for key in buffers}}.items():
-        if key in targets and targets[key].dtype != value.dtype:
-            raise CompressionError(
-                f"factory builds another model: {key} is {targets[key].dtype}, in the file {value.dtype}; convert the "
-                "model in factory, as in make_generator().half()"
-            )
-    try:
-        model.load_state_dict(found, strict=False)
-        for key in buffers:
-            model.get_buffer(key).copy_(tensors[key])
-    except RuntimeError as error:
-        raise CompressionError(f"factory builds another model: {error}") from error
+    for key, target in state.items():
+        if key not in packed and layer_of(key, recipe) is None:
+            _fill(key, target, tensors[key])
+    ranges: dict[str, dict[str, Tensor]] = {name: {} for name in recipe.quantized}
+    for key in tensors:
+        if (name := layer_of(key, recipe)) is not None:
+            ranges[name][key.removeprefix(f"{name}.")] = tensors[key]
+    for name, found in ranges.items():
+        for part, quantizer in _quantizers(model.get_submodule(name), name, recipe).items():
+            prefix = part.removeprefix(f"{name}.")
+            values = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+            if values:
+                quantizer.load_state_dict(values, strict=False)
     for key, name in packed.items():
         from compressors.core._brevitas import set_weight
 
@@ -184,8 +185,11 @@ def _offset(layer: LayerQuantization) -> int:
     return 2 ** (layer.bits - 1) if layer.symmetric else 0
 
 
-def _inside(key: str, quantized: Mapping[str, Any]) -> bool:
-    return any(key.startswith((f"{name}.weight_quant.", f"{name}.input_quant.")) for name in quantized)
+def _fill(key: str, target: Tensor, value: Tensor) -> None:
+    for what, got, stored in (("shape", tuple(target.shape), tuple(value.shape)), ("dtype", target.dtype, value.dtype)):
+        if got != stored:
+            raise CompressionError(f"factory builds another model: {key} has {what} {got}, in the file {stored}")
+    target.detach().copy_(value)
 
 
 def rebuild(

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from compressors.common.measure import Inputs, count_macs
 from compressors.common.text import aligned, versions
-from compressors.core.packing import stored_bytes
+from compressors.core.packing import layer_of, stored_bytes
 from compressors.core.recipe import Recipe
 from compressors.core.sharing import shared_parameters
 
@@ -131,7 +131,7 @@ def _measure(model: nn.Module, inputs: Inputs, recipe: Recipe) -> tuple[dict[str
     rows: dict[str, Size] = {}
     for key, size in stored_bytes(model, recipe).items():
         owner, _, leaf = key.rpartition(".")
-        layer = next((name for name in recipe.quantized if owner.startswith(f"{name}.")), owner)
+        layer = layer_of(key, recipe) or owner
         parameter = modules[layer]._parameters.get(leaf) if layer == owner else None
         rows.setdefault(layer, Size(macs=macs.get(layer, 0) if layer else 0))
         rows[layer] += Size(0 if parameter is None else parameter.numel(), bytes=size)
