@@ -36,7 +36,14 @@ from compressors.core.clip import Clip
 from compressors.core.model import CompressedModel, Compressor
 from compressors.core.recipe import Recipe
 from compressors.core.report import LayerRow, Report, Size
-from compressors.errors import CompressionError, ContractBroken, NothingCompressed, UnsupportedModule
+from compressors.distil.distiller import Distiller
+from compressors.errors import (
+    CompressionError,
+    ContractBroken,
+    NothingCompressed,
+    TrainingDiverged,
+    UnsupportedModule,
+)
 from compressors.export import export_onnx
 from compressors.pipeline import Pipeline
 from compressors.prune.pruner import ChannelPruner
@@ -52,6 +59,7 @@ __all__ = [
     "CompressionError",
     "Compressor",
     "ContractBroken",
+    "Distiller",
     "LayerRow",
     "NothingCompressed",
     "Pipeline",
@@ -59,6 +67,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Size",
+    "TrainingDiverged",
     "UnsupportedModule",
     "export_onnx",
     "register_architecture",

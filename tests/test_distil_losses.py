@@ -320,7 +320,7 @@ def test_the_schedule_in_blocks_is_that_of_the_paper() -> None:
 
 def test_the_joint_schedule_trains_the_student_in_every_step() -> None:
     assert [JointSchedule(3).trains_teacher(step) for step in range(6)] == [True, False, False, True, False, False]
-    with pytest.raises(CompressionError, match="interval must be a positive integer; got 0"):
+    with pytest.raises(CompressionError, match="interval must be an integer of at least 1; got 0"):
         JointSchedule(0)
 
 

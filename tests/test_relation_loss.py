@@ -236,8 +236,8 @@ def test_large_images_are_cut_into_thicker_strips_with_a_warning() -> None:
         ({"slices": ()}, "slices must be Rows, Columns or Patches"),
         ({"distance_weight": -1.0}, "distance_weight must be a number of at least 0"),
         ({"distance_weight": 0, "angle_weight": 0}, "both 0"),
-        ({"vertices": 0}, "vertices must be a positive integer or None"),
-        ({"max_items": 2}, "max_items must be at least 3"),
+        ({"vertices": 0}, "vertices must be an integer of at least 1; got 0"),
+        ({"max_items": 2}, "max_items must be an integer of at least 3; got 2"),
         ({"eps": 0.0}, "eps must be above 0"),
     ],
 )
@@ -249,7 +249,7 @@ def test_bad_settings_are_refused(arguments: dict[str, object], message: str) ->
 def test_images_of_other_shapes_are_refused() -> None:
     with pytest.raises(CompressionError, match=r"one shape, B x C x H x W; got \(2, 3, 12, 16\) and \(2, 3, 12, 12\)"):
         RelationLoss()(images(), images(1, 2, 3, 12, 12))
-    with pytest.raises(CompressionError, match="thickness must be a positive integer; got 0"):
+    with pytest.raises(CompressionError, match="thickness must be an integer of at least 1; got 0"):
         Rows(0)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressors.common.checks import check_choice, check_count
 from compressors.distil.features import Features
 from compressors.distil.freezing import dropout_off, frozen, same_noise
 from compressors.distil.losses import DistillDistance, check_outputs
@@ -118,8 +119,8 @@ class CRDDistiller:
         output: Callable[[Any], Tensor] = lambda returned: returned,
         judge: Callable[[nn.Module, Tensor, tuple[Any, ...]], Tensor] = lambda network, images, inputs: network(images),
     ) -> None:
-        if not callable(gan) and gan not in GAN_LOSSES:
-            raise CompressionError(f"gan must be one of {', '.join(GAN_LOSSES)}, or a function; got {gan!r}")
+        if not callable(gan):
+            check_choice("gan", gan, list(GAN_LOSSES))
         self.teacher, self.student, self.discriminator = teacher, student, discriminator
         self.weights = weights or Weights.small()
         self.relation, self.features, self.content_layers = relation or RelationLoss(), features, content_layers
@@ -194,7 +195,8 @@ class BlockSchedule:
     factor: int = 4
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        for field in fields(self):
+            check_count(field.name, getattr(self, field.name))
 
     def student_epochs(self, epoch: int) -> int:
         """Return how many epochs of the student follow epoch 1 ... `epochs` of the teacher."""
@@ -213,18 +215,12 @@ class JointSchedule:
     interval: int = 1
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        for field in fields(self):
+            check_count(field.name, getattr(self, field.name))
 
     def trains_teacher(self, step: int) -> bool:
         """Tell whether teacher and discriminator are trained in step 0, 1, ..."""
         return step % self.interval == 0
-
-
-def _check_positive(schedule: Any) -> None:
-    for field in fields(schedule):
-        value = getattr(schedule, field.name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CompressionError(f"{field.name} must be a positive integer; got {value!r}")
 
 
 @contextmanager

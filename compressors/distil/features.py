@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from compressors.common.bake import independent_copy
-from compressors.errors import CompressionError, extra
+from compressors.common.extras import extra
+from compressors.errors import CompressionError
 
 Features: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
 """Maps images B x C x H x W to feature maps, each B x C_l x H_l x W_l; gradients pass through to the images."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressors.common.checks import check_choice
 from compressors.distil.features import Features
 from compressors.errors import CompressionError
 
@@ -65,8 +66,7 @@ class DistillDistance(nn.Module):
                 "style and content need features, such as compressors.distil.vgg16() or efficientnet_lite0(); got None"
             )
         for argument, norm in (("pixel_norm", pixel_norm), ("style_norm", style_norm)):
-            if norm not in get_args(Norm):
-                raise CompressionError(f"{argument} must be one of {', '.join(get_args(Norm))}; got {norm!r}")
+            check_choice(argument, norm, get_args(Norm))
         self.features, self.content_layers = features, content_layers
         self.pixel_norm, self.style_norm = pixel_norm, style_norm
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressors.common.checks import check_count
 from compressors.errors import CompressionError
 
 # Added to squared distances: per element of an item, in squared units of the images. It only matters where all items
@@ -54,7 +55,7 @@ class Rows(Slices):
     thickness: int = 1
 
     def __post_init__(self) -> None:
-        _check_size("thickness", self.thickness)
+        check_count("thickness", self.thickness)
 
     def block(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of one item of a height x width image."""
@@ -72,7 +73,7 @@ class Columns(Slices):
     thickness: int = 1
 
     def __post_init__(self) -> None:
-        _check_size("thickness", self.thickness)
+        check_count("thickness", self.thickness)
 
     def block(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of one item of a height x width image."""
@@ -91,7 +92,7 @@ class Patches(Slices):
 
     def __post_init__(self) -> None:
         if self.size is not None:
-            _check_size("size", self.size)
+            check_count("size", self.size)
 
     def block(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of one item of a height x width image."""
@@ -101,11 +102,6 @@ class Patches(Slices):
     def thicker(self, height: int, width: int) -> Patches:
         """Return the next larger slices, for a height x width image."""
         return Patches(self.block(height, width)[0] + 1)
-
-
-def _check_size(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CompressionError(f"{name} must be a positive integer; got {value!r}")
 
 
 class RelationLoss(nn.Module):
@@ -157,10 +153,9 @@ class RelationLoss(nn.Module):
                 raise CompressionError(f"{name} must be a number of at least 0; got {weight!r}")
         if not any(weights.values()):
             raise CompressionError("distance_weight and angle_weight are both 0: nothing is left to compare")
-        if vertices is not None and vertices < 1:
-            raise CompressionError(f"vertices must be a positive integer or None; got {vertices!r}")
-        if max_items < 3:
-            raise CompressionError(f"max_items must be at least 3; got {max_items!r}")
+        if vertices is not None:
+            check_count("vertices", vertices)
+        check_count("max_items", max_items, least=3)
         if not 0 < eps < 1:
             raise CompressionError(f"eps must be above 0 and below 1; got {eps!r}")
         self.slices = tuple(slices)
