@@ -18,6 +18,7 @@ from compressors import (
     CompressedModel,
     CompressionError,
     Distiller,
+    Pipeline,
     Quantizer,
     TrainingDiverged,
     export_onnx,
@@ -133,11 +134,19 @@ def test_the_rate_is_lower_for_quantized_models() -> None:
     assert distiller(1).compress(QUANTIZED, Z, teacher=teacher()).recipe.steps[-1]["training"]["rate"] == 1e-4
 
 
-def test_a_repaired_model_goes_into_the_quantizer() -> None:
-    repaired = distiller(10).compress(PRUNED, Z, teacher=teacher())
-    result = Quantizer(4).compress(repaired, Z)
-    assert result.report.name == "prune 0.5 + distill 10 + quantize W4"
-    assert result.report.notes == repaired.report.notes
+def test_a_pipeline_repairs_after_pruning_and_after_quantizing_with_its_input_as_teacher(tmp_path: Path) -> None:
+    stages = ChannelPruner(0.5), distiller(20), Quantizer(4), distiller(10, rate=1e-3)
+    piped = Pipeline(*stages).compress(teacher(), Z)
+    assert piped.report.name == "prune 0.5 + distill 20 + quantize W4 + distill 10"
+    assert len(piped.report.notes) == 2
+    one_by_one: CompressedModel | nn.Module = teacher()
+    for stage in stages:
+        one_by_one = stage.compress(one_by_one, Z, teacher=teacher())
+    assert same(piped.model, one_by_one.model)
+    assert piped.report == one_by_one.report
+    piped.save(tmp_path / "model.safetensors")
+    with torch.no_grad():
+        assert torch.equal(CompressedModel.load(tmp_path / "model.safetensors", teacher).model(*Z), piped.model(*Z))
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_does_not() -> None:

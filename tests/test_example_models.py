@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import UNet, eye_dcgan, face_dcgan, patchgan, resnet_generator
+from models import UNet, patchgan, resnet_generator
 from torch import nn
-
-from compressors.common.measure import count_macs
 
 
 def parameters(model: nn.Module) -> int:

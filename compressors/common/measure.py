@@ -19,7 +19,6 @@ Inputs: TypeAlias = tuple[Any, ...]
 """The arguments of one forward pass."""
 
 
-<<<<<<< HEAD
 def copied(inputs: Inputs) -> Inputs:
     """Return copies of forward arguments, of what lists and dicts in them hold too: a forward may write into them."""
     arguments: Inputs = tree_map(_copied, inputs)
@@ -55,15 +54,6 @@ def run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     return [output.clone() for output in tensors_of(forward(model, inputs, seed=0))]
 
 
-=======
-def run(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """Return the tensors in `model(*inputs)`, in order; noise drawn inside the model is the same on every call."""
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        return list(tensors_of(model(*inputs)))
-
-
->>>>>>> 814ea85 (Distiller: a stage that trains a compressed generator on its teacher's outputs)
 def tensors_of(output: Any) -> Iterator[Tensor]:
     """Yield the tensors in what a model returned, in order: itself, or those in dicts, lists and tuples."""
     if isinstance(output, Tensor):

@@ -24,7 +24,9 @@ def output_layers(model: nn.Module, inputs: Inputs, layers: tuple[type[nn.Module
 
         return hook
 
-    hooks = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if type(module) in layers]
+    hooks = [
+        module.register_forward_hook(keep(name)) for name, module in model.named_modules() if type(module) in layers
+    ]
     try:
         with torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(0)

@@ -54,7 +54,7 @@ class Costs:
 
 def cost_table(teacher: Costs, student: Costs) -> str:
     """Return a table of both and of the ratio of each cost, as text."""
-    rows = [("", "parameters", "MACs", "MACs, published convention", "seconds")]
+    rows: list[tuple[str, ...]] = [("", "parameters", "MACs", "MACs, published convention", "seconds")]
     for name, costs in (("teacher", teacher), ("student", student)):
         counts = (costs.parameters, costs.macs, costs.macs_published)
         rows.append((name, *(f"{count:,}" for count in counts), f"{costs.seconds:.4g}"))

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from compressors.common.bake import baked_copy
 from compressors.common.checks import check_choice, check_count
 from compressors.common.files import check_target, digest
-from compressors.common.generation import Draw
-from compressors.common.measure import Inputs, run, sqnr_db
+from compressors.common.generation import SEED, Draw
+from compressors.common.measure import run
 from compressors.common.text import versions
-from compressors.core.model import CompressedModel, Work, begin, finish
+from compressors.core.model import CompressedModel
 from compressors.core.recipe import settings
+from compressors.core.stage import Stage, Work, finish
 from compressors.distil.losses import DistillDistance
 from compressors.distil.training import Course, Diverged, Loss, Plan, Training
 from compressors.errors import CompressionError, TrainingDiverged
@@ -32,7 +33,7 @@ _LOSSES: dict[str, Callable[[], Loss]] = {
 
 
 @dataclass(frozen=True)
-class Distiller:
+class Distiller(Stage):
     """Train a compressed generator to give what its teacher gives for the same inputs: no data, no discriminator.
 
     As a stage of a `Pipeline` its teacher is the model that the pipeline was given::
@@ -67,11 +68,16 @@ class Distiller:
 
     Source: distillation by outputs, Hinton et al. 2015, arXiv 1503.02531; straight-through estimators, Bengio et al.
     2013, arXiv 1308.3432.
+
+    Raises:
+        CompressionError: a setting is unusable. `compress` raises it also where there is no teacher, nothing to train,
+            `draw` returns too little, outputs do not fit, or the memory does not suffice.
+        TrainingDiverged: from `compress`; the loss is NaN. The error holds the best state before.
     """
 
     draw: Draw
     steps: int
-    seed: int = 2020
+    seed: int = SEED
     batch_size: int = 32
     rate: float | None = None
     loss: Literal["l1", "mse"] | Loss = "l1"
@@ -111,53 +117,37 @@ class Distiller:
         """A short label, such as "distill 1000"."""
         return f"distill {self.steps}"
 
-    def compress(
-        self,
-        model: nn.Module | CompressedModel,
-        example_inputs: Inputs,
-        calibration: Iterable[Inputs] | None = None,
-        *,
-        teacher: nn.Module | CompressedModel | None = None,
-    ) -> CompressedModel:
-        """Return a trained copy of `model`; see `Compressor.compress`. `calibration` is not used.
+    @property
+    def accepts_quantized(self) -> bool:
+        """True: training goes through the quantizers."""
+        return True
 
-        Args:
-            model: the student; its frozen parameters stay as they are.
-            example_inputs: see `Compressor.compress`.
-            calibration: not used.
-            teacher: the model to imitate, left as it is. Needed here; a `Pipeline` fills it in.
-
-        Raises:
-            CompressionError: see `Compressor.compress`; also where `draw` returns too little or outputs do not fit.
-            TrainingDiverged: the loss is NaN; the error holds the best state before.
-        """
-        if teacher is None:
+    def _apply(self, work: Work) -> Work:
+        if work.teacher is None:
             raise CompressionError(
                 "teacher: Distiller needs the model to imitate, as in compress(small, inputs, teacher=generator); "
                 "a Pipeline passes the model that it was given"
             )
-        work = begin(model, example_inputs, quantized=True)
-        if isinstance(model, CompressedModel):
-            _restore_float_weights(work.model, model)
-        guide = baked_copy(teacher.model if isinstance(teacher, CompressedModel) else teacher).requires_grad_(False)
-        parameters = _trainable(work.model, work.recipe.quantized)
+        teacher = work.teacher.model if isinstance(work.teacher, CompressedModel) else work.teacher
+        guide = baked_copy(teacher).requires_grad_(False)
+        for name, weight in work.float_weights.items():
+            work.model.get_submodule(name).get_parameter("weight").data.copy_(weight)  # the codes are the same
         plan = self._plan(bool(work.recipe.quantized))
+        parameters = _trainable(work.model, work.recipe.quantized)
         training = Training(work.model, guide, parameters, plan, self._identity(work.model, guide, plan))
-        diverged: Diverged | None = None
         try:
-            training.run()
+            course = training.run()
         except Diverged as error:
-            diverged, training.course.note = error, str(error)
-        result = self._result(work, training.course, plan, guide)
-        if diverged is not None:
+            course = training.course
+            course.note = str(error)
             raise TrainingDiverged(
-                f"{diverged}: lower rate={plan.rate:g}, or look at the loss; "
-                f"the best state before, of step {training.course.best_step}, is in the .result of this error",
-                result,
+                f"{error}: lower rate={plan.rate:g}, or look at the loss; "
+                f"the best state before, of step {course.best_step}, is in the .result of this error",
+                finish(self._trained(work, guide, plan, course).done(self.name, settings(self))),
             ) from None
-        if training.course.note:
-            warnings.warn(f"{self.name}: {training.course.note}; the best state is kept", stacklevel=2)
-        return result
+        if course.note:
+            warnings.warn(f"{self.name}: {course.note}; the best state is kept", stacklevel=4)
+        return self._trained(work, guide, plan, course)
 
     def _plan(self, quantized: bool) -> Plan:
         loss = self.loss if callable(self.loss) else _LOSSES[self.loss]()
@@ -184,26 +174,25 @@ class Distiller:
         text = json.dumps(described, sort_keys=True)
         return digest([text, *student.state_dict().values(), *teacher.state_dict().values()])
 
-    def _result(self, work: Work, course: Course, plan: Plan, teacher: nn.Module) -> CompressedModel:
+    def _trained(self, work: Work, guide: nn.Module, plan: Plan, course: Course) -> Work:
+        """Return `work` after the training, its quantized weights rounded again."""
+        quantized = work.recipe.quantized
         float_weights: dict[str, Tensor] = {}
-        if work.recipe.quantized:
+        if quantized:
             from compressors.core._brevitas import round_weights
 
-            float_weights = round_weights(work.model, work.recipe.quantized)
-        frozen = {n.rpartition(".")[0] for n, p in work.model.named_parameters() if not p.requires_grad}
-        notes = {name: "not trained: frozen" for name in frozen if not _in_quantizer(name, work.recipe.quantized)}
-        result = finish(work, self, work.recipe, notes, work.report.coverage)
-        outcome = {"rate": plan.rate, **asdict(course)}
-        *before, step = result.recipe.steps
-        error = sqnr_db(run(teacher, work.inputs), run(work.model, work.inputs))
+            float_weights = round_weights(work.model, quantized)
+        frozen = {name for name, p in work.model.named_parameters() if not p.requires_grad}
+        layers = {name.rpartition(".")[0] for name in frozen if not _in_quantizer(name, quantized)}
         summary = f"{self.name}: loss {course.start_loss:.4g} -> {course.best_loss:.4g} on held-out inputs"
         details = f"best of step {course.best_step} of {self.steps}, rate {plan.rate:g}"
         note = ", ".join(filter(None, (summary, details, course.note)))
         return replace(
-            result,
-            report=replace(result.report, sqnr_db=error, notes=(*result.report.notes, note)),
-            recipe=replace(result.recipe, steps=(*before, {**step, "training": outcome})),
+            work.changed(dict.fromkeys(layers, "not trained: frozen")),
+            outputs=run(guide, work.inputs),
+            report=replace(work.report, notes=(*work.report.notes, note)),
             float_weights=float_weights,
+            outcome={"training": {"rate": plan.rate, **asdict(course)}},
         )
 
 
@@ -219,9 +208,3 @@ def _trainable(model: nn.Module, quantized: Iterable[str]) -> dict[str, nn.Param
             "model has no parameter to train: all are frozen (requires_grad=False), or there are none"
         )
     return found
-
-
-def _restore_float_weights(model: nn.Module, source: CompressedModel) -> None:
-    """Start from the weights before rounding; they have the same codes."""
-    for name, weight in source.float_weights.items():
-        model.get_submodule(name).get_parameter("weight").data.copy_(weight)

@@ -20,7 +20,7 @@ from compressors.common.average import moving_average
 from compressors.common.checks import check_inputs
 from compressors.common.files import read_file, write_file
 from compressors.common.generation import Draw
-from compressors.common.measure import tensors_of
+from compressors.common.measure import copied, tensors_of
 from compressors.distil.losses import check_outputs
 from compressors.errors import CompressionError
 
@@ -219,7 +219,7 @@ class Training:
         return inputs, targets
 
     def _outputs(self, model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-        found = [output for output in tensors_of(model(*inputs)) if output.is_floating_point()]
+        found = [output for output in tensors_of(model(*copied(inputs))) if output.is_floating_point()]
         return [output.float() if output.dtype in (torch.float16, torch.bfloat16) else output for output in found]
 
     def _noise(self, step: int) -> Any:

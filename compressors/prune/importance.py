@@ -136,7 +136,9 @@ def latent_sensitivity(model: nn.Module, inputs: Inputs, layers: tuple[type[nn.M
         halves = [output.chunk(2) for output in outputs]
         yield torch.stack([(first - second).abs().sum() for first, second in halves]).sum()
 
-    return GateImportance(model, tuple(map(pair, inputs)), layers, scalars, lambda rows: torch.stack(rows.chunk(2)).sum(0).abs().mean(0))
+    return GateImportance(
+        model, tuple(map(pair, inputs)), layers, scalars, lambda rows: torch.stack(rows.chunk(2)).sum(0).abs().mean(0)
+    )
 
 
 def _by_sample(module: nn.Module, derivative: Tensor, samples: int) -> Tensor:

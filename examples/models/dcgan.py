@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ class DCGAN(nn.Module):
     def __init__(self, widths: Sequence[int], dropout: float | None = None) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (before, after) in enumerate(pairwise(widths)):
             layers.append(nn.ConvTranspose2d(before, after, 4, 2 if index else 1, 1 if index else 0, bias=False))
             if index < len(widths) - 2:
                 layers += [nn.BatchNorm2d(after), nn.ReLU()]
@@ -47,5 +48,7 @@ def eye_dcgan() -> DCGAN:
 
 def load_dcgan(path: Path, model: DCGAN) -> nn.Module:
     """Load weights, in single or half precision, and return `model` in eval mode."""
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()})
+    model.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
+    )
     return model.eval()
