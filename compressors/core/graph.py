@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from compressors.common.measure import Inputs, tensors_of
+from compressors.common.measure import Inputs, copied, tensors_of
 
 
 def output_layers(model: nn.Module, inputs: Inputs, layers: tuple[type[nn.Module], ...]) -> list[str]:
     """Return the names of the modules, of exactly the types `layers`, from which the outputs come by no other such one.
 
-    Found are those whose result reaches an output through activations, norms, sums and reshapes alone. A layer whose
-    parameters are all frozen and whose input needs no gradient is passed over.
+    Found are those whose result reaches an output through activations, norms, sums and reshapes alone.
     """
     made: dict[Any, str] = {}
 
@@ -27,11 +26,16 @@ def output_layers(model: nn.Module, inputs: Inputs, layers: tuple[type[nn.Module
     hooks = [
         module.register_forward_hook(keep(name)) for name, module in model.named_modules() if type(module) in layers
     ]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(True)
         with torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
-            outputs = [output for output in tensors_of(model(*inputs)) if isinstance(output, Tensor)]
+            outputs = list(tensors_of(model(*copied(inputs))))
     finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
         for hook in hooks:
             hook.remove()
     waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]

@@ -17,9 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from compressors.common.average import moving_average
-from compressors.common.checks import check_inputs
 from compressors.common.files import read_file, write_file
-from compressors.common.generation import Draw
+from compressors.common.generation import Draw, drawn
 from compressors.common.measure import copied, tensors_of
 from compressors.distil.losses import check_outputs
 from compressors.errors import CompressionError
@@ -203,11 +202,7 @@ class Training:
     def _batch(self, step: int, count: int) -> tuple[tuple[Any, ...], list[Tensor]]:
         """Return `count` drawn inputs of a step, and the teacher's outputs for them."""
         random = torch.Generator().manual_seed(self._seed(step))
-        try:
-            drawn = check_inputs("what draw returns", self.plan.draw(count, random))
-        except StopIteration as error:
-            raise CompressionError(f"draw has no more inputs at step {step} of {self.plan.steps}") from error
-        inputs = tuple(item.to(self.device) if isinstance(item, Tensor) else item for item in drawn)
+        inputs = drawn(self.plan.draw, count, random, self.device)
         with torch.no_grad(), self._noise(step), self._autocast():
             targets = self._outputs(self.teacher, inputs)
         if not targets or any(len(target) != count for target in targets):

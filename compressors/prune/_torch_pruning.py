@@ -47,7 +47,7 @@ def prune(
     inputs: Inputs,
     *,
     ratio: float,
-    importance: Callable[[Any], Tensor | None] | None,
+    importance: Callable[[Any], Tensor | None],
     across_layers: bool,
     round_to: int | None,
     loose: Sequence[tuple[nn.Parameter, int]],
@@ -59,7 +59,7 @@ def prune(
         model: in eval mode, with plain parameters.
         inputs: forward arguments to trace it with.
         ratio: share of channels to remove, 0 to 1 (exclusive).
-        importance: from a pruning group to a score per channel, lowest removed first; None is the L2 norm.
+        importance: from a pruning group to a score per channel, lowest removed first.
         across_layers: rank the channels of all layers together.
         round_to: round the channels kept to a multiple of this; None does not.
         loose: parameters outside of `PRUNABLE_LAYERS`, with the dimension of their channels.
@@ -88,7 +88,7 @@ def prune(
             forward_fn=lambda traced, arguments: traced(*arguments),
         )
     graph = pruner.DG
-    pruner.importance = _per_channel(importance or tp.importance.GroupMagnitudeImportance(p=2), graph)
+    pruner.importance = _per_channel(importance, graph)
     kept = _layers_to_keep(graph)
     pruner.ignored_layers.extend(model.get_submodule(name) for name in (*exclude, *kept))
     check = graph.check_pruning_group
