@@ -174,6 +174,18 @@ def test_batch_norm_statistics_stay_unless_asked_for() -> None:
         assert all(torch.equal(*pair) for pair in pairs) is not train_norms
 
 
+def test_a_sparse_network_stays_as_sparse() -> None:
+    student = teacher(1)
+    zero = torch.rand(student.layers[3].weight.shape, generator=torch.Generator().manual_seed(0)) < 0.7
+    with torch.no_grad():
+        student.layers[3].weight[zero] = 0
+    weight = (
+        distiller(20).compress(student, Z, teacher=teacher()).model.get_submodule("layers.3").get_parameter("weight")
+    )
+    assert torch.equal(weight == 0, zero)
+    assert not torch.equal(weight, student.layers[3].weight)
+
+
 def test_the_best_state_is_kept_also_when_training_makes_it_worse() -> None:
     guide = teacher()
     mild = Quantizer(8).compress(guide, Z)

@@ -41,7 +41,8 @@ class Distiller(Stage):
         Pipeline(ChannelPruner(0.5), Distiller(draw, steps=1000), Quantizer(4), Distiller(draw, steps=300))
 
     After a `Quantizer` it is quantization-aware training: gradients pass straight through the rounding (brevitas), the
-    scales stay, training starts from the weights before rounding, and the stored codes are those of the result.
+    scales stay, training starts from the weights before rounding, and the stored codes are those of the result. A
+    parameter of which more than a quarter is exactly zero keeps its zeros: a sparse network stays as sparse.
 
     Adam; the rate rises over 5 % of the steps and falls as a cosine; gradients are clipped. Held-out inputs are looked
     at 20 times or more, and the state that is best on them is kept, the one before training included. Dropout is off.

@@ -26,6 +26,8 @@ from compressors.errors import CompressionError
 # Held-out inputs are drawn as those of a step that training never reaches.
 _HELD_OUT = 2**31
 _WARM_UP = 0.05
+# Parameters with a larger share of exact zeros are sparse.
+_SPARSE = 0.25
 _KIND = "distillation checkpoint"
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -96,6 +98,9 @@ class Training:
         self.student, self.teacher, self.plan, self.identity = student, teacher, plan, identity
         self.parameters = list(parameters.values())
         self.device = self.parameters[0].device
+        # The zeros of a sparse network are what makes it small.
+        zeros = [(parameter, parameter.detach() == 0) for parameter in self.parameters]
+        self.zeros = [(parameter, mask) for parameter, mask in zeros if mask.float().mean() > _SPARSE]
         self.optimizer = torch.optim.Adam(self.parameters, lr=plan.rate)
         self.average: AveragedModel | None = None
         if plan.average is not None:
@@ -155,6 +160,8 @@ class Training:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self._rate()
                 self.optimizer.step()
+                for parameter, mask in self.zeros:
+                    parameter.data[mask] = 0
                 if self.average is not None:
                     self.average.update_parameters(self.student)
                 course.step += 1
