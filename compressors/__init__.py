@@ -45,8 +45,10 @@ from compressors.errors import (
     UnsupportedModule,
 )
 from compressors.export import export_onnx
+from compressors.layerwise import sensitivity
 from compressors.pipeline import Pipeline
 from compressors.prune.pruner import ChannelPruner
+from compressors.prune.student import make_student
 from compressors.quantize.clipper import Clipper
 from compressors.quantize.quantizer import Quantizer
 
@@ -70,5 +72,7 @@ __all__ = [
     "TrainingDiverged",
     "UnsupportedModule",
     "export_onnx",
+    "make_student",
     "register_architecture",
+    "sensitivity",
 ]
