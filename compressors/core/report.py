@@ -50,7 +50,7 @@ class Report:
     `CompressedModel.save` writes, without its header. `coverage` is the share of the parameters, 0 to 1, that the last
     compressor could treat. `sqnr_db` is the signal to quantization noise ratio of the outputs on the example inputs,
     10 log10(sum r^2 / sum (r - y)^2) for outputs r before and y after (None: no error); it ranks settings on one model
-    and says nothing about the quality of images.
+    and says nothing about the quality of images. `notes` are remarks on the whole model, such as how a training went.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Report:
     input_shapes: tuple[tuple[int, ...], ...]
     coverage: float = 1.0
     sqnr_db: float | None = None
+    notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=versions)
 
     @classmethod
@@ -108,7 +109,7 @@ class Report:
         )
         sizes = {key: Size(**data[key]) for key in ("before", "after")}
         shapes = tuple(tuple(shape) for shape in data["input_shapes"])
-        return cls(**{**data, **sizes, "layers": layers, "input_shapes": shapes})
+        return cls(**{**data, **sizes, "layers": layers, "input_shapes": shapes, "notes": tuple(data["notes"])})
 
     def __str__(self) -> str:
         """Return a table: one line per layer, and the total."""
@@ -116,7 +117,7 @@ class Report:
         total = LayerRow("total", "", self.before, self.after)
         lines = aligned([header, *(_cells(row) for row in (*self.layers, total))])
         error = "outputs identical" if self.sqnr_db is None else f"output SQNR {self.sqnr_db:.1f} dB"
-        return "\n".join([f"{self.name}: {error}, coverage {self.coverage:.0%}", *lines])
+        return "\n".join([f"{self.name}: {error}, coverage {self.coverage:.0%}", *lines, *self.notes])
 
 
 def shapes_of(inputs: Inputs) -> tuple[tuple[int, ...], ...]:

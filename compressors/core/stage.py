@@ -35,6 +35,7 @@ class Work:
         calibration: see `Compressor.compress`.
         teacher: likewise.
         float_weights: see `CompressedModel`.
+        outcome: what the present stage adds to its step in the recipe, as JSON.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Work:
     calibration: Iterable[Inputs] | None = None
     teacher: nn.Module | CompressedModel | None = None
     float_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    outcome: Mapping[str, Any] = field(default_factory=dict)
 
     def changed(self, notes: Mapping[str, str], coverage: float | None = None, **changes: Any) -> Work:
         """Return the work after `model` was changed, in place or by `changes` of attributes.
@@ -68,7 +70,8 @@ class Work:
         return replace(
             self,
             outputs_now=outputs,
-            recipe=replace(self.recipe, steps=(*self.recipe.steps, step)),
+            recipe=replace(self.recipe, steps=(*self.recipe.steps, {**step, **self.outcome})),
+            outcome={},
             report=replace(self.report, name=label),
             source=None,
         )

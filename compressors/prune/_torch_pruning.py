@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressors.common.extras import extra
-from compressors.common.measure import Inputs
+from compressors.common.measure import Inputs, forward
 from compressors.errors import UnsupportedModule
 
 with extra("compress"):
@@ -26,6 +26,9 @@ PRUNABLE_LAYERS: tuple[type[nn.Module], ...] = (
     nn.ConvTranspose3d,
     nn.Embedding,
 )
+
+# Instance norms, with the dimensions of a position.
+_SPATIAL: dict[type[nn.Module], int] = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
 
 
 def check_layers(model: nn.Module) -> None:
@@ -47,7 +50,7 @@ def prune(
     inputs: Inputs,
     *,
     ratio: float,
-    importance: Callable[[Any], Tensor | None] | None,
+    importance: Callable[[Any], Tensor | None],
     across_layers: bool,
     round_to: int | None,
     loose: Sequence[tuple[nn.Parameter, int]],
@@ -59,7 +62,7 @@ def prune(
         model: in eval mode, with plain parameters.
         inputs: forward arguments to trace it with.
         ratio: share of channels to remove, 0 to 1 (exclusive).
-        importance: from a pruning group to a score per channel, lowest removed first; None is the L2 norm.
+        importance: from a pruning group to a score per channel, lowest removed first.
         across_layers: rank the channels of all layers together.
         round_to: round the channels kept to a multiple of this; None does not.
         loose: parameters outside of `PRUNABLE_LAYERS`, with the dimension of their channels.
@@ -88,13 +91,40 @@ def prune(
             forward_fn=lambda traced, arguments: traced(*arguments),
         )
     graph = pruner.DG
-    pruner.importance = _per_channel(importance or tp.importance.GroupMagnitudeImportance(p=2), graph)
+    pruner.importance = _per_channel(importance, graph)
     kept = _layers_to_keep(graph)
     pruner.ignored_layers.extend(model.get_submodule(name) for name in (*exclude, *kept))
     check = graph.check_pruning_group
     graph.check_pruning_group = lambda group: check(_without_duplicates(group))
     pruner.step()
+    _fit_instance_norms(model, inputs)
     return kept
+
+
+def layers_of(group: Any) -> tuple[str, ...]:
+    """Return the names of the layers whose output channels a pruning group removes."""
+    outputs = (
+        tp.prune_conv_out_channels,
+        tp.prune_depthwise_conv_out_channels,
+        tp.prune_linear_out_channels,
+        tp.prune_embedding_out_channels,
+    )
+    members = [item.dep.target for item in group if item.dep.handler in outputs]
+    return tuple(dict.fromkeys(node.name.split(" (")[0] for node in members if type(node.module) in PRUNABLE_LAYERS))
+
+
+def _fit_instance_norms(model: nn.Module, inputs: Inputs) -> None:
+    """Tell instance norms without parameters, which torch-pruning does not see, how many channels they get."""
+
+    def fit(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        module.num_features = arguments[0].shape[-1 - _SPATIAL[type(module)]]
+
+    hooks = [module.register_forward_pre_hook(fit) for module in model.modules() if type(module) in _SPATIAL]
+    try:
+        forward(model, inputs, seed=0)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _layers_to_keep(graph: Any) -> dict[str, str]:

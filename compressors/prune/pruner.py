@@ -8,12 +8,17 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from compressors.common.checks import check_choice, check_patterns, check_share, matching
+from compressors.common.checks import check_choice, check_inputs, check_patterns, check_share, matching
+from compressors.common.generation import SEED, Draw, drawn_batches
+from compressors.common.measure import Inputs
 from compressors.core.coverage import check_coverage, describe, uncovered_parameters
 from compressors.core.model import CompressedModel
 from compressors.core.recipe import layer_sizes
 from compressors.core.stage import Stage, Work
 from compressors.errors import CompressionError, NothingCompressed, UnsupportedModule
+
+IMPORTANCES = ("fisher", "latent", "l2", "lamp")
+SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,20 @@ class ChannelPruner(Stage):
 
     Args:
         ratio: share of channels to remove, at least 0 and below 1; 0.5 leaves about a quarter of the parameters.
-        importance: scores channels, lowest removed first: a torch-pruning importance, or a function from a pruning
-            group to a score for each of its channels; None (default) is the L2 norm of a group's weights. Gradients
-            of `model` are at hand for importances that need them.
+        importance: scores channels, lowest removed first:
+
+            - "fisher": how far the outputs move with a channel, on 8 samples (Fisher information of random projections
+              of the outputs, by a gate on each channel);
+            - "latent": how much of the outputs' response to the latent passes through a channel, on 8 samples, after
+              DCP-GAN (Chung et al. 2024, arXiv 2403.13548);
+            - "l2": the norm of the weights of all that goes with a channel;
+            - "lamp": the same, normalised by what is left of its layer (Lee et al. 2021, arXiv 2010.07611), which
+              counts with scope "global";
+            - a torch-pruning importance, or a function from a pruning group to a score for each of its channels.
+              Gradients of `model` are at hand for those that need them;
+            - None (default): "fisher" where there are samples, else "l2".
+        draw: called as ``draw(n, random)``, returns the forward arguments of n samples for "fisher" and "latent"; None
+            (default) takes them from `calibration`.
         scope: "local" removes `ratio` in each layer (default); "global" ranks all layers together, where a layer
             before a reshape to h x w counts each channel h w times.
         round_to: round the channels kept down to a multiple of this (1 or more), but for those behind a linear layer
@@ -42,7 +58,8 @@ class ChannelPruner(Stage):
     """
 
     ratio: float
-    importance: Callable[[Any], Tensor | None] | None = None
+    importance: Literal["fisher", "latent", "l2", "lamp"] | Callable[[Any], Tensor | None] | None = None
+    draw: Draw | None = None
     scope: Literal["local", "global"] = "local"
     round_to: int | None = None
     exclude: Sequence[str] = ()
@@ -53,9 +70,9 @@ class ChannelPruner(Stage):
     def __post_init__(self) -> None:
         check_share("ratio", self.ratio, end=False)
         if self.importance is not None and not callable(self.importance):
-            raise CompressionError(
-                f"importance must be a function of a pruning group, or None; got {self.importance!r}"
-            )
+            check_choice("importance", self.importance, IMPORTANCES)
+        if self.draw is not None and not callable(self.draw):
+            raise CompressionError(f"draw must be a function draw(n, random) or None; got {self.draw!r}")
         check_choice("scope", self.scope, ("local", "global"))
         if self.round_to is not None and (not isinstance(self.round_to, int) or self.round_to < 1):
             raise CompressionError(f"round_to must be a positive integer or None; got {self.round_to!r}")
@@ -70,6 +87,7 @@ class ChannelPruner(Stage):
 
     def _apply(self, work: Work) -> Work:
         from compressors.prune._torch_pruning import PRUNABLE_LAYERS, check_layers, prune
+        from compressors.prune.importance import scorer
 
         model = work.model
         coverage = check_coverage(model, PRUNABLE_LAYERS, self.min_coverage)
@@ -79,13 +97,16 @@ class ChannelPruner(Stage):
         kept = dict.fromkeys(matching("exclude", self.exclude, layers), "output channels kept: asked for")
         if work.source is not None:
             _copy_gradients(work.source, model)
+        samples = self._samples(work)
+        importance = self.importance or ("l2" if samples is None else "fisher")
+        scores = importance if callable(importance) else scorer(importance, model, samples, 1 - self.ratio)
         sizes, before = layer_sizes(model), _count_parameters(model)
         try:
             kept |= prune(
                 model,
                 work.inputs,
                 ratio=self.ratio,
-                importance=self.importance,
+                importance=scores,
                 across_layers=self.scope == "global",
                 round_to=self.round_to,
                 loose=loose,
@@ -99,7 +120,25 @@ class ChannelPruner(Stage):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in kept.items())
             raise NothingCompressed(f"ratio={self.ratio} left {left:,} of {before:,} parameters ({reasons})")
         recipe = replace(work.recipe, sizes={**work.recipe.sizes, **changed})
-        return work.changed(dict.fromkeys(changed, "pruned") | kept, coverage, recipe=recipe)
+        outcome = {} if callable(importance) else {"importance": importance}
+        return work.changed(dict.fromkeys(changed, "pruned") | kept, coverage, recipe=recipe, outcome=outcome)
+
+    def _samples(self, work: Work) -> Inputs | None:
+        """Return forward arguments of a few samples, for scores that need some; None where there are none."""
+        if callable(self.importance) or self.importance in ("l2", "lamp"):
+            return None
+        if self.draw is not None:
+            device = next(work.model.parameters()).device
+            return next(drawn_batches(self.draw, SAMPLES, SAMPLES, SEED, device))
+        if work.calibration is None:
+            if self.importance is not None:
+                raise CompressionError(f"importance={self.importance!r} needs samples: give draw, or calibration")
+            return None
+        try:
+            batch = check_inputs("each calibration batch", next(iter(work.calibration)))
+        except StopIteration:
+            raise CompressionError("calibration holds no batch") from None
+        return tuple(item[:SAMPLES] if isinstance(item, Tensor) and item.dim() else item for item in batch)
 
     def _channel_dims(self, loose: Mapping[str, nn.Parameter]) -> list[tuple[nn.Parameter, int]]:
         """Return parameters outside of standard layers with the dimension of their channels, from `param_dims`."""

@@ -15,9 +15,13 @@ from compressors.common.measure import Inputs, called_layers
 from compressors.common.text import described
 from compressors.core.clip import ClipLike, check_clip
 from compressors.core.coverage import check_coverage, check_layers, uncovered_layers
+from compressors.core.graph import output_layers
 from compressors.core.recipe import LayerQuantization
 from compressors.core.stage import Stage, Work
 from compressors.errors import CompressionError, NothingCompressed, UnsupportedModule
+
+# Channels of an image: grey, colour, colour with transparency.
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,9 @@ class Quantizer(Stage):
     Args:
         bits: 2 to 8 for all weights, or glob patterns of layer names to bits, such as ``{"rgb": 8, "*": 4}``; the
             first pattern that matches a layer counts, and each layer must match one or be in `exclude`.
+        output_bits: 2 to 8 for the weights of output layers with up to 4 channels, at least as many as `bits`; default
+            8. On a DCGAN of faces this costs 1.5 kB of 1.8 MB, and precision at 4 bits is .72 instead of .12. None
+            treats them like the others; `bits` given by patterns is taken literally.
         act_bits: 2 to 8 for the inputs of all quantized layers but embeddings, per tensor, ranges from the extremes
             on the calibration data; None (default) leaves them in float.
         per_channel: one scale per output channel (default) or per tensor; embeddings and grouped transposed
@@ -47,6 +54,7 @@ class Quantizer(Stage):
     """
 
     bits: int | Mapping[str, int] = 8
+    output_bits: int | None = 8
     act_bits: int | None = None
     per_channel: bool = True
     symmetric: bool = True
@@ -59,8 +67,9 @@ class Quantizer(Stage):
     def __post_init__(self) -> None:
         for bits in self.bits.values() if isinstance(self.bits, Mapping) else (self.bits,):
             check_bits("bits", bits)
-        if self.act_bits is not None:
-            check_bits("act_bits", self.act_bits)
+        for name in ("output_bits", "act_bits"):
+            if getattr(self, name) is not None:
+                check_bits(name, getattr(self, name))
         check_clip(self.clip, self.symmetric)
         check_patterns("exclude", self.exclude)
         check_share("min_coverage", self.min_coverage)
@@ -93,7 +102,7 @@ class Quantizer(Stage):
         called = called_layers(work.model, work.inputs) if self.act_bits is not None else set(names)
         layers = {
             name: self._layer(work.model.get_submodule(name), bits, name in called)
-            for name, bits in self._bits_by_layer(names).items()
+            for name, bits in self._bits_by_layer(work, names).items()
             if name not in excluded
         }
         if not layers:
@@ -113,6 +122,9 @@ class Quantizer(Stage):
         # A forward that reads a weight itself, to demodulate say, is to see what is stored.
         float_weights = round_weights(work.model, layers)
         check_rounded(work.model, layers, work.inputs)
+        if isinstance(self.bits, int):
+            raised = {name: layer for name, layer in layers.items() if layer.bits != self.bits}
+            notes |= {name: f"{layer.bits} bits: makes the output" for name, layer in raised.items()}
         recipe = replace(work.recipe, quantized=layers)
         return work.changed(notes, coverage, recipe=recipe, float_weights=float_weights)
 
@@ -121,9 +133,10 @@ class Quantizer(Stage):
         shape = tuple(module.get_parameter("weight").shape)
         return LayerQuantization(shape, bits, act_bits, self.per_channel, self.symmetric, self.act_symmetric)
 
-    def _bits_by_layer(self, names: Sequence[str]) -> dict[str, int]:
+    def _bits_by_layer(self, work: Work, names: Sequence[str]) -> dict[str, int]:
         if isinstance(self.bits, int):
-            return dict.fromkeys(names, self.bits)
+            narrow = _narrow_outputs(work) if (self.output_bits or 0) > self.bits else set()
+            return {name: self.output_bits if name in narrow and self.output_bits else self.bits for name in names}
         bits: dict[str, int] = {}
         for pattern, width in self.bits.items():
             bits = dict.fromkeys(matching("bits", [pattern], names), width) | bits
@@ -132,6 +145,17 @@ class Quantizer(Stage):
         if left:
             raise CompressionError(f'bits: no pattern matches {left}; add "*", or list them in exclude')
         return bits
+
+
+def _narrow_outputs(work: Work) -> set[str]:
+    """Return the names of the layers of few channels that make the outputs."""
+    from compressors.core._brevitas import QUANTIZED_LAYERS
+
+    channels = {
+        name: getattr(module, "out_channels", getattr(module, "out_features", _FEW + 1))
+        for name, module in work.model.named_modules()
+    }
+    return {name for name in output_layers(work.model, work.inputs, tuple(QUANTIZED_LAYERS)) if channels[name] <= _FEW}
 
 
 def quantizable_layers(work: Work, min_coverage: float) -> tuple[list[str], float, dict[str, str]]:
