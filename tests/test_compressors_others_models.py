@@ -241,6 +241,18 @@ def test_a_hook_can_be_removed_by_its_handle_after_quantizing_a_copy() -> None:
     assert abs(float(result.model(X).mean())) < 10
 
 
+def test_layers_can_be_called_by_keyword() -> None:
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.embedding = nn.Linear(8, 8), nn.Embedding(5, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(input=x) + self.embedding(input=torch.arange(4))
+
+    assert Quantizer(8, act_bits=8).compress(seeded(Keywords), (X,), [(X,)]).report.sqnr_db > 30
+
+
 def test_what_a_layer_holds_besides_its_weight_is_kept(tmp_path: Path) -> None:
     class Gained(nn.Module):
         def __init__(self) -> None:

@@ -34,6 +34,14 @@ with extra("compress"), warnings.catch_warnings():
 # Forward and state_dict of its layers warn about themselves at every use.
 warnings.filterwarnings("ignore", module=r"brevitas\.")
 
+
+class _QuantEmbedding(qnn.QuantEmbedding):  # type: ignore[misc]
+    """With the name that torch gives the argument."""
+
+    def forward(self, input: Tensor) -> Any:
+        return super().forward(input)
+
+
 QUANTIZED_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: qnn.QuantLinear,
     nn.Conv1d: qnn.QuantConv1d,
@@ -42,7 +50,7 @@ QUANTIZED_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose1d: qnn.QuantConvTranspose1d,
     nn.ConvTranspose2d: qnn.QuantConvTranspose2d,
     nn.ConvTranspose3d: qnn.QuantConvTranspose3d,
-    nn.Embedding: qnn.QuantEmbedding,
+    nn.Embedding: _QuantEmbedding,
 }
 
 

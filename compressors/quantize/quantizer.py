@@ -115,13 +115,13 @@ class Quantizer(Stage):
                 calibrate(work.model, batch)
             if self.bias_correction:
                 correct_biases(work.model, batch)
+            # A forward that reads a weight itself, to demodulate say, is to see what is stored.
+            float_weights = round_weights(work.model, layers)
+            check_rounded(work.model, layers, work.inputs)
         except CompressionError:
             raise
         except Exception as error:
             raise CompressionError(f"brevitas failed: {described(error)}") from error
-        # A forward that reads a weight itself, to demodulate say, is to see what is stored.
-        float_weights = round_weights(work.model, layers)
-        check_rounded(work.model, layers, work.inputs)
         if isinstance(self.bits, int):
             raised = {name: layer for name, layer in layers.items() if layer.bits != self.bits}
             notes |= {name: f"{layer.bits} bits: makes the output" for name, layer in raised.items()}
