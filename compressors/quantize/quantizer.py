@@ -108,7 +108,7 @@ class Quantizer(Stage):
         if not layers:
             raise NothingCompressed(f"exclude={self.exclude!r} leaves no layer to quantize")
         notes |= dict.fromkeys(layers.keys() - called, "input in float: forward does not call the layer")
-        layers = shared_scales(work.model, layers, names)
+        layers = shared_scales(work.model, layers, names, own_bits=isinstance(self.bits, Mapping))
         try:
             replace_layers(work.model, layers, self.clip)
             if self.act_bits is not None:
@@ -178,7 +178,7 @@ def quantizable_layers(work: Work, min_coverage: float) -> tuple[list[str], floa
 
 
 def shared_scales(
-    model: nn.Module, layers: Mapping[str, LayerQuantization], names: Sequence[str]
+    model: nn.Module, layers: Mapping[str, LayerQuantization], names: Sequence[str], own_bits: bool = False
 ) -> dict[str, LayerQuantization]:
     """Return `layers` with one set of codes for layers that share a weight: one scale for all where channels differ.
 
@@ -186,6 +186,7 @@ def shared_scales(
         model: holds the layers.
         layers: those to quantize, by name.
         names: all that could be.
+        own_bits: whether bits were given layer by layer; if not (default), the most of a group serve all of it.
 
     Raises:
         CompressionError: of layers that share a weight one is left out, or has other bits.
@@ -201,10 +202,12 @@ def shared_scales(
         if len({name in layers for name in group}) > 1:
             raise CompressionError(f"exclude: {together} share one weight: exclude all or none of them")
         members = {name: layers[name] for name in group if name in layers}
-        if len({layer.bits for layer in members.values()}) > 1:
+        widths = {layer.bits for layer in members.values()}
+        if len(widths) > 1 and own_bits:
             raise CompressionError(f"bits: {together} share one weight: give them the same bits")
-        if len({_channel_dim(model.get_submodule(name)) for name in members}) > 1:
-            found |= {name: replace(layer, per_channel=False) for name, layer in members.items()}
+        alike = len({_channel_dim(model.get_submodule(name)) for name in members}) == 1
+        for name, layer in members.items():
+            found[name] = replace(layer, bits=max(widths), per_channel=layer.per_channel and alike)
     return found
 
 
