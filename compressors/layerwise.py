@@ -124,9 +124,9 @@ def _alone(
 
     groups: list[tuple[str, ...]] = []
 
-    def record(group: Any) -> Tensor | None:
+    def record(group: Any) -> Tensor:
         groups.append(layers_of(group))
-        return None
+        return torch.ones(len(group[0].idxs))
 
     replace(way, importance=record, scope="local", min_effect=0.0).compress(model, inputs)
     every = [name for group in groups for name in group]

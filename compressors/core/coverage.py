@@ -9,7 +9,7 @@ from torch import nn
 from compressors.errors import UnsupportedModule
 
 # Their few parameters follow the channels of their neighbours and stay in float.
-_PASSIVE_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
+PASSIVE_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
 
 _ADVICE: tuple[tuple[type[nn.Module], str], ...] = (
     (
@@ -97,7 +97,7 @@ def uncovered_layers(model: nn.Module, supported: tuple[type[nn.Module], ...]) -
         if type(module) in supported or not any(True for _ in module.parameters(recurse=False)):
             continue
         base = next((layer for layer in supported if isinstance(module, layer)), None)
-        if isinstance(module, _PASSIVE_LAYERS):
+        if isinstance(module, PASSIVE_LAYERS):
             notes[name] = "float: has a value per channel"
         elif base is not None:
             notes[name] = f"float: a subclass of {base.__name__}"
@@ -111,7 +111,7 @@ def uncovered_parameters(model: nn.Module, supported: tuple[type[nn.Module], ...
     inside: set[nn.Parameter] = set()
     outside: dict[nn.Parameter, str] = {}
     for prefix, module in model.named_modules():
-        known = type(module) in supported or isinstance(module, _PASSIVE_LAYERS)
+        known = type(module) in supported or isinstance(module, PASSIVE_LAYERS)
         for name, parameter in module.named_parameters(recurse=False):
             if known:
                 inside.add(parameter)

@@ -50,7 +50,8 @@ class Report:
     `CompressedModel.save` writes, without its header. `coverage` is the share of the parameters, 0 to 1, that the last
     compressor could treat. `sqnr_db` is the signal to quantization noise ratio of the outputs on the example inputs,
     10 log10(sum r^2 / sum (r - y)^2) for outputs r before and y after (None: no error); it ranks settings on one model
-    and says nothing about the quality of images. `notes` are remarks on the whole model, such as how a training went.
+    and says nothing about the quality of images. `notes` are remarks on the whole model, such as how a training
+    went, or a stage that had nothing to do.
     """
 
     name: str
