@@ -75,10 +75,12 @@ class Pipeline(Stage):
             try:
                 work = stage.step(work) if isinstance(stage, Stage) else _foreign_step(stage, work)
             except NothingCompressed as error:
-                skipped.append(f"skipped: {stage.name}: {error}")
+                skipped.append(f"{stage.name}: {error}")
         if len(skipped) == len(self.stages):
             raise NothingCompressed("; ".join(skipped))
-        return replace(work, report=replace(work.report, notes=(*work.report.notes, *skipped)))
+        return replace(
+            work, report=replace(work.report, notes=(*work.report.notes, *(f"skipped: {text}" for text in skipped)))
+        )
 
 
 def _foreign_step(stage: Compressor, work: Work) -> Work:

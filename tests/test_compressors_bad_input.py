@@ -52,7 +52,7 @@ Z = (torch.randn(2, LATENT, generator=torch.Generator().manual_seed(0)),)
         (lambda: ChannelPruner(-0.1), "ratio must be .* got -0.1"),
         (lambda: ChannelPruner("half"), "ratio must be .* got 'half'"),
         (lambda: ChannelPruner(float("nan")), "ratio must be .* got nan"),
-        (lambda: ChannelPruner(0.5, importance="l2"), "importance must be a function .* got 'l2'"),
+        (lambda: ChannelPruner(0.5, importance="l1"), "importance must be one of fisher, latent, l2, lamp; got 'l1'"),
         (lambda: ChannelPruner(0.5, scope="all"), "scope must be one of local, global; got 'all'"),
         (lambda: ChannelPruner(0.5, round_to=0), "round_to must be a positive integer or None; got 0"),
         (lambda: ChannelPruner(0.5, exclude="rgb"), "exclude must be a tuple .* got 'rgb'"),

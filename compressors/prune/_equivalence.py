@@ -103,8 +103,9 @@ def _randomised(model: nn.Module) -> nn.Module:
 def mismatch(pruned: nn.Module, probe: nn.Module, inputs: Inputs) -> str | None:
     """Return how `pruned`, a result of `positions`, differs from `probe` with its removed channels at zero, or None.
 
-    Both run on the values of `probe`. What a network computes from the number of its channels is computed from the
-    full number in both: statistics over channels, the scale of attention, factors.
+    Both run on the values of `probe`. Means and variances over channels, as in norms, divide by the full number of
+    channels in both. A factor that `forward` derives from that number, as attention does, is not looked over: it would
+    change what the channels that are left compute.
     """
     recorder = _FullWidth()
     try:
@@ -158,12 +159,7 @@ class _FullWidth(TorchFunctionMode):
             return mean * (count / self._full(count))
         if name in ("var", "std", "var_mean", "std_mean"):
             return self._variance(name, *args, **options)
-        if name == "scaled_dot_product_attention":
-            query = args[0] if args else options["query"]
-            options["scale"] = self._full(options.get("scale") or query.shape[-1] ** -0.5)
-        elif name in _SCALED:
-            args = tuple(self._full(item) if isinstance(item, int | float) else item for item in args)
-        elif name in _RANDOM:
+        if name in _RANDOM:
             drawn = func(*args, **options)
             return drawn.zero_() if isinstance(drawn, Tensor) else drawn
         elif name in ("dropout", "dropout2d", "feature_dropout", "alpha_dropout"):
@@ -225,18 +221,6 @@ class _FullWidth(TorchFunctionMode):
         return (spread, mean) if name.endswith("_mean") else spread
 
 
-_SCALED = {
-    "mul",
-    "div",
-    "true_divide",
-    "mul_",
-    "div_",
-    "__mul__",
-    "__rmul__",
-    "__imul__",
-    "__truediv__",
-    "__rtruediv__",
-}
 _RANDOM = {"rand", "randn", "rand_like", "randn_like", "normal", "normal_", "uniform_", "bernoulli"}
 
 
