@@ -138,7 +138,7 @@ def value(metric, assessed, members, log_spacing, dimension, log_spacing_of_memb
             p_in_cells(a, cells, c, calibration_cells, 0),
             p_in_cells(c, calibration_cells, c, calibration_cells, 1),
         )
-        low, high = ((p_c[None] < p[:, None]).sum(1), (p_c[None] <= p[:, None]).sum(1) + 1)
+        low, high = ((p_c[None] < p[:, None]).sum(1), np.where(p > 0, (p_c[None] <= p[:, None]).sum(1), 0) + 1)
         low, high = low / (len(c) + 1), high / (len(c) + 1)
         together = np.mean([[(row == cell).sum() for cell in row] for row in cells], 0)
         closeness = np.zeros(len(assessed))

@@ -55,6 +55,8 @@ class Scored:
         in_cells, calibration = _pvalues_in_cells(self)
         ordered = calibration.sort().values
         below, up_to = (torch.searchsorted(ordered, in_cells, right=right) for right in (False, True))
+        # What is out of reach, as some of the calibration set may be, is no member by that.
+        up_to.masked_fill_(in_cells == 0, 0)
         total = len(ordered) + 1
         own = torch.searchsorted(ordered, calibration, right=True).double() / len(ordered)
         return below.double() / total, (up_to + 1).double() / total, own
