@@ -92,7 +92,7 @@ def p_in_cells(scores, cells, calibration, calibration_cells, itself):
         lower = (same & (calibration[None] < scores[:, None])).sum(1)
         equal = (same & (calibration[None] == scores[:, None])).sum(1) - itself
         count = same.sum(1) - itself
-        p += np.where(count > 0, (lower + equal / 2) / np.maximum(count, 1), 0) / len(cells)
+        p += np.where(count > 1, np.maximum(lower + equal / 2 - 1, 0) / np.maximum(count - 1, 1), 0) / len(cells)
     return np.where(scores == -np.inf, 0, np.rint(p * 2**20) / 2**20)
 
 
