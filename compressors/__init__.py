@@ -36,10 +36,19 @@ from compressors.core.clip import Clip
 from compressors.core.model import CompressedModel, Compressor
 from compressors.core.recipe import Recipe
 from compressors.core.report import LayerRow, Report, Size
-from compressors.errors import CompressionError, ContractBroken, NothingCompressed, UnsupportedModule
+from compressors.distil.distiller import Distiller
+from compressors.errors import (
+    CompressionError,
+    ContractBroken,
+    NothingCompressed,
+    TrainingDiverged,
+    UnsupportedModule,
+)
 from compressors.export import export_onnx
+from compressors.layerwise import sensitivity
 from compressors.pipeline import Pipeline
 from compressors.prune.pruner import ChannelPruner
+from compressors.prune.student import make_student
 from compressors.quantize.clipper import Clipper
 from compressors.quantize.quantizer import Quantizer
 
@@ -52,6 +61,7 @@ __all__ = [
     "CompressionError",
     "Compressor",
     "ContractBroken",
+    "Distiller",
     "LayerRow",
     "NothingCompressed",
     "Pipeline",
@@ -59,7 +69,10 @@ __all__ = [
     "Recipe",
     "Report",
     "Size",
+    "TrainingDiverged",
     "UnsupportedModule",
     "export_onnx",
+    "make_student",
     "register_architecture",
+    "sensitivity",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class CompressionError(ValueError):
     """A request that cannot be carried out; base of all errors raised by this package."""
@@ -13,6 +15,14 @@ class UnsupportedModule(CompressionError):
 
 class NothingCompressed(CompressionError):
     """The compressor ran and left the model (nearly) as it was."""
+
+
+class TrainingDiverged(CompressionError):
+    """The loss of a training is not finite; `result` is the `CompressedModel` of the best state before."""
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class ContractBroken(CompressionError):

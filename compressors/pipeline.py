@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from compressors.core.model import CompressedModel, Compressor
 from compressors.core.stage import Stage, Work, begin, finish
-from compressors.errors import CompressionError
+from compressors.errors import CompressionError, NothingCompressed
 
 
 @dataclass(frozen=True, init=False)
@@ -18,6 +18,8 @@ class Pipeline(Stage):
     stage of a class of one's own says so by the attributes ``quantizes`` and ``accepts_quantized`` (default False).
     To fine-tune in between, call the compressors one by one: each accepts the `CompressedModel` of the one before.
 
+    A stage that has nothing to do is left out, and `Report.notes` says so.
+
     Stages derived from `compressors.core.stage.Stage` work on one copy, which is measured before the first and after
     the last; others get the model in between as a `CompressedModel`. The teacher of all is the model to compress.
 
@@ -26,6 +28,7 @@ class Pipeline(Stage):
 
     Raises:
         CompressionError: there is no stage, one is no compressor, or their order is wrong.
+        NothingCompressed: by `compress`, where no stage has anything to do.
     """
 
     stages: tuple[Compressor, ...]
@@ -67,9 +70,17 @@ class Pipeline(Stage):
         return self._apply(replace(work, teacher=teacher, calibration=batches))
 
     def _apply(self, work: Work) -> Work:
+        skipped = []
         for stage in self.stages:
-            work = stage.step(work) if isinstance(stage, Stage) else _foreign_step(stage, work)
-        return work
+            try:
+                work = stage.step(work) if isinstance(stage, Stage) else _foreign_step(stage, work)
+            except NothingCompressed as error:
+                skipped.append(f"{stage.name}: {error}")
+        if len(skipped) == len(self.stages):
+            raise NothingCompressed("; ".join(skipped))
+        return replace(
+            work, report=replace(work.report, notes=(*work.report.notes, *(f"skipped: {text}" for text in skipped)))
+        )
 
 
 def _foreign_step(stage: Compressor, work: Work) -> Work:

@@ -113,7 +113,7 @@ def _replaced(content, random, pattern, values):
     return content
 
 
-def outcomes(path, read, same, number, seed=0):
+def outcomes(path, read, same, number, payload=0, seed=0):
     """Damage a file so many times and read it; return how many readings had each outcome, and examples of bad ones.
 
     Args:
@@ -121,6 +121,7 @@ def outcomes(path, read, same, number, seed=0):
         read: Reads a path.
         same: Tells whether what was read is what the whole file holds.
         number: How many times.
+        payload: How many bytes at the end are numbers that no checksum covers; changes of these alone count apart.
         seed: Of the damages.
     """
     whole, drawn = path.read_bytes(), random.Random(seed)
@@ -132,6 +133,9 @@ def outcomes(path, read, same, number, seed=0):
         path.write_bytes(content)
         try:
             outcome = "unharmed" if same(read(path)) else "silent"
+            head = len(whole) - payload
+            if outcome == "silent" and payload and len(content) == len(whole) and content[:head] == whole[:head]:
+                outcome = "other numbers"
         except (ValueError, OSError) as error:
             outcome = "refused" if path.name in str(error) and "\n" not in str(error) else "unnamed"
             text = str(error)

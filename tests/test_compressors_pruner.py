@@ -16,7 +16,6 @@ from compressors import (
     Clipper,
     CompressedModel,
     CompressionError,
-    ContractBroken,
     NothingCompressed,
     Pipeline,
     Quantizer,
@@ -100,7 +99,7 @@ def test_an_importance_from_gradients_sees_the_gradients_of_the_users_model() ->
     model(*Z).square().mean().backward()
     result = ChannelPruner(0.5, importance=tp.importance.GroupTaylorImportance()).compress(model, Z)
     assert result.model.layers[0].out_channels == 16
-    with pytest.raises(CompressionError, match="torch-pruning failed"):
+    with pytest.raises(CompressionError, match=r"importance fails on .* call backward\(\) first"):
         ChannelPruner(0.5, importance=tp.importance.GroupTaylorImportance()).compress(DCGAN(), Z)
 
 
@@ -115,30 +114,29 @@ def test_a_learned_constant_needs_its_channel_dimension() -> None:
     twin = StyleGAN2().twin()
     with pytest.raises(UnsupportedModule, match=r"const \(1, 16, 4, 4\); .* param_dims=\{'const': 1\}"):
         ChannelPruner(0.5).compress(twin, Z)
-    with pytest.raises(CompressionError, match="param_dims: const has dimensions 0 to 3; got 4"):
+    with pytest.raises(CompressionError, match=r"param_dims: const has dimensions 0 to 3 .*; got 4"):
         ChannelPruner(0.5, param_dims={"const": 4}).compress(twin, Z)
     result = ChannelPruner(0.5, param_dims={"const": 1}).compress(twin, Z)
     assert result.model.const.shape == (1, 8, 4, 4)
 
 
-def test_a_channel_count_written_into_forward_is_named_as_the_likely_cause() -> None:
+def test_a_layer_keeps_its_channels_where_forward_spells_out_their_number() -> None:
     class Written(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(LATENT, 8 * 16)
-            self.layers = nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 3, 3, padding=1))
+            self.layers = nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 3, 3))
 
         def forward(self, z: Tensor) -> Tensor:
             return self.layers(self.fc(z).view(-1, 8, 4, 4))
 
     for batch in (3, 4):
-        with pytest.raises(ContractBroken, match="exclude="):
-            ChannelPruner(0.5).compress(Written(), (torch.randn(batch, LATENT),))
-    with pytest.raises(NothingCompressed, match="fc"):
-        ChannelPruner(0.5, exclude=("fc",)).compress(Written(), Z)
+        result = ChannelPruner(0.5).compress(Written(), (torch.randn(batch, LATENT),))
+        assert (result.model.fc.out_features, widths(result)["layers.1"]) == (128, 8)
+        assert notes(result)["fc"].startswith("output channels kept: forward does not carry its channels")
 
 
-def test_features_returned_beside_the_image_must_be_kept() -> None:
+def test_features_returned_beside_the_image_are_kept() -> None:
     class WithFeatures(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -148,7 +146,7 @@ def test_features_returned_beside_the_image_must_be_kept() -> None:
             features = self.body(z).relu()
             return {"image": self.rgb(features), "features": [features]}
 
-    with pytest.raises(ContractBroken, match=r"outputs changed from .*\(4, 32\).* to .*\(4, 16\).*exclude="):
+    with pytest.raises(NothingCompressed, match=r"body: output channels kept: .* change their shape"):
         ChannelPruner(0.5).compress(WithFeatures(), Z)
     assert Quantizer(8).compress(WithFeatures(), Z).report.sqnr_db > 30
 

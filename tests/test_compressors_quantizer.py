@@ -260,3 +260,23 @@ def test_quantizing_twice_is_refused() -> None:
     for model in (once, once.model):
         with pytest.raises(CompressionError, match="already quantized"):
             Quantizer(4).compress(model, Z)
+
+
+def test_the_layer_that_makes_the_image_keeps_8_bits_and_the_report_says_so() -> None:
+    result = Quantizer(4).compress(SNGAN().eval(), Z)
+    found = bits(result)
+    assert (found["rgb"], found["fc"]) == (8, 4)
+    assert {row.name: row.note for row in result.report.layers}["rgb"] == "8 bits: makes the output"
+    same, lower = (bits(Quantizer(4, output_bits=width).compress(SNGAN().eval(), Z))["rgb"] for width in (None, 3))
+    assert (same, lower) == (4, 4)
+
+
+def test_bits_by_pattern_are_taken_literally_and_wide_output_layers_are_like_others() -> None:
+    assert bits(Quantizer({"*": 4}).compress(SNGAN().eval(), Z))["rgb"] == 4
+    wide = nn.Sequential(nn.Linear(LATENT, 8), nn.ReLU(), nn.Linear(8, 12))
+    assert bits(Quantizer(4).compress(wide, Z)) == {"0": 4, "2": 4}
+
+
+def test_the_bits_of_output_layers_are_checked() -> None:
+    with pytest.raises(CompressionError, match="output_bits must be an integer from 2 to 8; got 9"):
+        Quantizer(4, output_bits=9)

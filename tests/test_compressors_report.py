@@ -56,7 +56,7 @@ def test_macs_see_functional_convolutions_and_groups() -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_bytes_equal_the_formula(bits: int, symmetric: bool, tmp_path: Path) -> None:
     """Packed weights, 4 bytes per scale and zero point, everything else in float, the batch counters in int64."""
-    result = Quantizer(bits, symmetric=symmetric, clip="max").compress(DCGAN().eval(), Z)
+    result = Quantizer(bits, output_bits=None, symmetric=symmetric, clip="max").compress(DCGAN().eval(), Z)
     scales = 1 if symmetric else 2
     expected = sum(math.ceil(numel * bits / 8) + 4 * scales * channels for numel, channels in DCGAN_WEIGHTS.values())
     expected += 4 * 3 + sum(4 * 4 * channels + 8 for channels in (32, 16))
@@ -99,7 +99,7 @@ def test_the_report_survives_json_and_prints_as_a_table() -> None:
     assert lines[1].split() == ["layer", "type", "parameters", "MACs", "bytes", "bits", "note"]
     image_layer = next(line for line in lines if line.startswith("layers.6"))
     assert "771 -> 387" in image_layer
-    assert "W4A8" in image_layer
+    assert "W8A8" in image_layer
     assert "output channels kept: model output" in image_layer
     assert f"17,251 -> {report.after.parameters:,}" in lines[-1]
     assert {"torch-fidelity-lsh", "torch", "brevitas", "torch-pruning"} <= set(report.versions)

@@ -21,7 +21,7 @@ FLOORS = {
         ["common"],
         ["core"],
         ["quantize", "prune", "sparse", "distil"],
-        ["pipeline", "export", "search"],
+        ["pipeline", "export", "layerwise", "search"],
         ["study", "__init__"],
     ],
 }

@@ -418,7 +418,7 @@ def test_a_full_disk_keeps_the_rows(rows_file, monkeypatch):
         raise OSError(28, "No space left on device")
 
     kept, before = KeptRows(rows_file), rows_file.read_bytes()
-    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+    monkeypatch.setattr("pathlib.Path.mkdir", full)
     with pytest.raises(CompressionError, match="No space left"):
         kept.add("new", Row("new"))
     assert rows_file.read_bytes() == before

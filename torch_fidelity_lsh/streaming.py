@@ -90,12 +90,14 @@ class LSHPrecisionRecall(Metric):
         self.reset_real_features = reset_real_features
         self.normalize = normalize
         self.extractor = _extractor(feature)
+        self._facts = {f"config: {field.name}": getattr(self.config, field.name) for field in fields(self.config)}
+        self._facts["feature"] = type(feature).__name__ if isinstance(feature, nn.Module) else feature
         # Flat, since a rank without samples does not know how many numbers the others keep of each.
         self.add_state("real", default=[], dist_reduce_fx="cat")
         self.add_state("generated", default=[], dist_reduce_fx="cat")
         self.add_state("dimension", default=torch.tensor(0), dist_reduce_fx="max")
         # Of all ranks, to be compared: what one keeps must mean the same to the others.
-        self.add_state("settings", default=_digests(self.config), dist_reduce_fx="cat")
+        self.add_state("settings", default=_digests(self._facts), dist_reduce_fx="cat")
 
     @default_modes()
     def update(self, images_or_features: Tensor | npt.NDArray[Any], real: bool) -> None:
@@ -156,7 +158,9 @@ class LSHPrecisionRecall(Metric):
     def _features(self, samples: Tensor | npt.NDArray[Any]) -> Tensor | npt.NDArray[Any]:
         if self.extractor is None:
             return samples
-        images = torch.as_tensor(samples)
+        if isinstance(samples, np.ndarray):  # A copy of memory that torch must not write to.
+            samples = torch.from_numpy(np.require(samples, requirements=["C", "W"]))
+        images = samples
         if self.normalize:
             _refuse_other_range(images)
             images = (images * 255).byte()
@@ -167,14 +171,13 @@ class LSHPrecisionRecall(Metric):
         return features
 
     def _refuse_other_settings(self) -> None:
-        names = [field.name for field in fields(self.config)]
-        own = _digests(self.config).to(self.settings.device)
-        for rank, settings in enumerate(self.settings.view(-1, len(names))):
-            for name, is_same in zip(names, (settings == own).tolist(), strict=True):
+        own = _digests(self._facts).to(self.settings.device)
+        for rank, settings in enumerate(self.settings.view(-1, len(self._facts))):
+            for (name, value), is_same in zip(self._facts.items(), (settings == own).tolist(), strict=True):
                 if not is_same:
                     raise ValueError(
-                        f"config: {name} of rank {rank}, or of the state that was loaded, is not that of this metric, "
-                        f"{getattr(self.config, name)!r}; samples reduced in different ways cannot be compared"
+                        f"{name} of rank {rank}, or of the state that was loaded, is not that of this metric, "
+                        f"{value!r}; samples reduced in different ways cannot be compared"
                     )
 
     def _reduced(self, side: str) -> ReducedFeatures:
@@ -186,9 +189,9 @@ class LSHPrecisionRecall(Metric):
         return ReducedFeatures(values, int(self.dimension), components, self.config.seed)
 
 
-def _digests(config: LSHConfig) -> Tensor:
-    """Return a number for each setting, equal only where the settings are."""
-    texts = (repr(getattr(config, field.name)) for field in fields(config))
+def _digests(facts: dict[str, Any]) -> Tensor:
+    """Return a number for each fact, equal only where the facts are."""
+    texts = (repr(value) for value in facts.values())
     return torch.tensor([int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") for text in texts])
 
 

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from compressors.common.bake import independent_copy
 from compressors.common.checks import check_inputs
+from compressors.common.measure import copied
 
 
 class _Unpacked(nn.Module):
@@ -20,7 +21,7 @@ class _Unpacked(nn.Module):
         self.model = model
 
     def forward(self, arguments: tuple[Any, ...]) -> Any:
-        return self.model(*arguments)
+        return self.model(*copied(arguments))
 
 
 def moving_average(generator: nn.Module, decay: float) -> AveragedModel:

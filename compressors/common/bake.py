@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
+
+from compressors.common.text import described
+from compressors.errors import CompressionError
 
 
 def baked_copy(model: nn.Module) -> nn.Module:
@@ -26,15 +32,24 @@ def baked_copy(model: nn.Module) -> nn.Module:
 
 
 def independent_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy, also of a model that the older hooks gave weights which `copy.deepcopy` refuses."""
-    # The older hooks leave their result behind as a plain, non-leaf attribute.
-    derived = [
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})
+    """Return a deep copy, also of a model with computed tensors and random generators, which `copy.deepcopy` refuses.
+
+    Raises `CompressionError` where the model holds something else that cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    # The older hooks leave their result behind as a plain, non-leaf attribute; others do so in lists and dicts.
+    for value in tree_leaves([dict(vars(module)) for module in model.modules()]):
+        if isinstance(value, Tensor) and not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+        elif isinstance(value, torch.Generator):
+            memo[id(value)] = torch.Generator(value.device).set_state(value.get_state())
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise CompressionError(
+            f"model cannot be copied: {described(error)}; take out of it what copy.deepcopy refuses, such as locks, "
+            "open files or handles, or give the class that holds it a method __deepcopy__"
+        ) from error
 
 
 def _bake_hooks(module: nn.Module) -> None:

@@ -8,7 +8,9 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from compressors.errors import CompressionError
 
@@ -67,7 +69,7 @@ def check_inputs(argument: str, inputs: Any) -> tuple[Any, ...]:
     return inputs
 
 
-def check_module(argument: str, model: Any) -> nn.Module:
+def check_module(argument: str, model: Any, kind: str = "a torch.nn.Module") -> nn.Module:
     """Return `model` if it is a module, else raise `CompressionError` with the way to make it one."""
     if isinstance(model, nn.Module):
         return model
@@ -83,7 +85,37 @@ def check_module(argument: str, model: Any) -> nn.Module:
     else:
         got = f"{type(model).__name__}"
         hint = f"; it holds the modules {', '.join(parts)}: pass the one that is to be compressed" if parts else ""
-    raise CompressionError(f"{argument} must be a torch.nn.Module; got {got}{hint}")
+    raise CompressionError(f"{argument} must be {kind}; got {got}{hint}")
+
+
+def check_replaceable(argument: str, model: nn.Module) -> None:
+    """Raise `CompressionError`, with the way out, for a model whose layers cannot be replaced or have no values yet."""
+    wrapped = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    if wrapped:
+        raise CompressionError(f"{argument} is wrapped in {type(model).__name__}: pass {argument}.module")
+    for name, module in model.named_modules():
+        where, path = (f"{argument}'s layer {name}", f"{argument}.{name}") if name else (argument, argument)
+        if type(module).__name__ == "OptimizedModule":
+            raise CompressionError(
+                f"{where} is compiled by torch.compile: compress {path}._orig_mod in its place, and compile the result"
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CompressionError(
+                f"{where} is TorchScript, whose layers cannot be replaced: pass the Python module that it was made from"
+            )
+    check_values(argument, model)
+
+
+def check_values(argument: str, model: nn.Module) -> None:
+    """Raise `CompressionError` for a model with weights that have no values yet."""
+    for name, module in model.named_modules():
+        where = f"{argument}'s layer {name}" if name else argument
+        if any(is_lazy(value) for value in (*module._parameters.values(), *module._buffers.values())):
+            raise CompressionError(
+                f"{where} ({type(module).__name__}) has no weights yet: run the model once, or load a state dict"
+            )
+        if any(value.is_meta for value in module.parameters(recurse=False)):
+            raise CompressionError(f"{where} is on the meta device, where weights have no values: load them before")
 
 
 def matching(argument: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:

@@ -30,22 +30,25 @@ _OVERSHOOT = 0.05
 
 
 def drawn_batches(draw: Draw, count: int, batch_size: int, seed: int, device: torch.device) -> Iterator[Inputs]:
-    """Yield the forward arguments of `count` samples on `device`, the same on every call.
+    """Yield the forward arguments of `count` samples on `device`, the same on every call; see `drawn`."""
+    random = torch.Generator().manual_seed(seed)
+    for start in range(0, count, batch_size):
+        yield drawn(draw, min(batch_size, count - start), random, device)
+
+
+def drawn(draw: Draw, count: int, random: torch.Generator, device: torch.device) -> Inputs:
+    """Return the forward arguments of `count` samples on `device`.
 
     Raises `CompressionError` where `draw` fails or returns no tuple.
     """
-    random = torch.Generator().manual_seed(seed)
-    for start in range(0, count, batch_size):
-        size = min(batch_size, count - start)
-        try:
-            drawn = draw(size, random)
-        except Exception as error:
-            raise CompressionError(f"draw({size}, random) fails: {described(error)}") from error
-        arguments: Inputs = tree_map(
-            lambda item: item.to(device) if isinstance(item, Tensor) else item,
-            check_inputs("what draw returns", drawn),
-        )
-        yield arguments
+    try:
+        found = draw(count, random)
+    except Exception as error:
+        raise CompressionError(f"draw({count}, random) fails: {described(error)}") from error
+    arguments: Inputs = tree_map(
+        lambda item: item.to(device) if isinstance(item, Tensor) else item, check_inputs("what draw returns", found)
+    )
+    return arguments
 
 
 def generated(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from compressors.common.text import described
 from compressors.errors import CompressionError, ContractBroken
 
 Inputs: TypeAlias = tuple[Any, ...]
@@ -49,30 +51,61 @@ def forward(model: nn.Module, inputs: Inputs, seed: int | None = None) -> Any:
         return model(*arguments)
 
 
-def run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+def run(model: nn.Module, inputs: Inputs, seed: int = 0) -> list[Tensor]:
     """Return copies of the tensors in `model(*inputs)`, in order; see `forward`."""
-    return [output.clone() for output in tensors_of(forward(model, inputs, seed=0))]
+    return [output.clone() for output in tensors_of(forward(model, inputs, seed))]
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors in what a model returned, in order: itself, or those in dicts, lists and tuples."""
+    """Yield the tensors in what a model returned, in order: itself, or those in dicts, lists, tuples, dataclasses."""
     if isinstance(output, Tensor):
         yield output
-    elif isinstance(output, dict):
+    elif isinstance(output, Mapping):
         yield from tensors_of(list(output.values()))
     elif isinstance(output, list | tuple):
         for item in output:
             yield from tensors_of(item)
+    elif is_dataclass(output):
+        yield from tensors_of([getattr(output, field.name) for field in fields(output)])
+
+
+def called_layers(model: nn.Module, inputs: Inputs) -> set[str]:
+    """Return the names of the modules whose forward runs in a pass; a layer's weight may be used without the layer."""
+    called: set[str] = set()
+    replaced = []
+    # Not by hooks: where there are some, nn.TransformerEncoderLayer takes another way through its layers.
+    for name, module in model.named_modules():
+        if "forward" not in vars(module) and not isinstance(module, torch.jit.ScriptModule):
+            vars(module)["forward"] = _noting(name, module.forward, called)
+            replaced.append(module)
+    try:
+        run(model, inputs)
+    finally:
+        for module in replaced:
+            del vars(module)["forward"]
+    return called
+
+
+def _noting(name: str, method: Callable[..., Any], called: set[str]) -> Callable[..., Any]:
+    def noting(*arguments: Any, **keywords: Any) -> Any:
+        called.add(name)
+        return method(*arguments, **keywords)
+
+    return noting
 
 
 def reference_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """Return `run(model, inputs)`; raise `CompressionError` where that fails or yields no finite tensors."""
     try:
-        outputs = run(model, inputs)
+        output = forward(model, inputs, seed=0)
     except Exception as error:
-        raise CompressionError(f"model does not run on example_inputs: {error}") from error
+        raise CompressionError(f"model does not run on example_inputs: {described(error)}") from error
+    outputs = [tensor.clone() for tensor in tensors_of(output)]
     if not outputs:
-        raise CompressionError("model returns no tensor on example_inputs")
+        raise CompressionError(
+            f"model returns no tensor on example_inputs, but {type(output).__name__}: return tensors, or lists, "
+            "tuples, dicts or dataclasses of tensors"
+        )
     if not all(output.isfinite().all() for output in outputs):
         raise CompressionError("model returns non-finite values on example_inputs, before any compression")
     return outputs
@@ -84,7 +117,9 @@ def checked_outputs(model: nn.Module, inputs: tuple[Any, ...], reference: Sequen
     try:
         outputs = run(model, inputs)
     except Exception as error:
-        raise ContractBroken(f"the compressed model does not run on example_inputs: {error}; {hint}") from error
+        raise ContractBroken(
+            f"the compressed model does not run on example_inputs: {described(error)}; {hint}"
+        ) from error
     got, expected = ([(tuple(o.shape), o.dtype) for o in side] for side in (outputs, reference))
     if got != expected:
         raise ContractBroken(f"the outputs changed from {expected} to {got}; {hint}")
@@ -98,9 +133,14 @@ def sqnr_db(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float | N
 
     10 log10(sum r^2 / sum (r - y)^2), summed over all tensors and elements, in float64.
     """
-    signal = sum(float(r.double().square().sum()) for r in reference)
-    noise = sum(float((r.double() - o.double()).square().sum()) for r, o in zip(reference, outputs, strict=True))
+    pairs = [(_wide(r), _wide(o)) for r, o in zip(reference, outputs, strict=True)]
+    signal = sum(float(r.square().sum()) for r, _ in pairs)
+    noise = sum(float((r - o).square().sum()) for r, o in pairs)
     return 10 * math.log10(signal / noise) if noise and signal else None
+
+
+def _wide(values: Tensor) -> Tensor:
+    return (torch.view_as_real(values) if values.is_complex() else values).double()
 
 
 def count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
@@ -113,9 +153,15 @@ def count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
     with _frozen(model), FlopCounterMode(display=False) as counter:
         run(model, inputs)
     root = type(model).__name__
-    totals = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
-    per_module = {name[len(root) + 1 :]: macs for name, macs in totals.items() if name.startswith(f"{root}.")}
-    return {**per_module, "": totals.get("Global", 0)}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    first = {module: name for name, module in model.named_modules()}
+    macs = {"": 0}
+    for name, flops in counter.get_flop_counts().items():
+        # The counter calls a module that has several names by the last of them.
+        module = modules.get(name.removeprefix(f"{root}.")) if name != "Global" else model
+        if module is not None:
+            macs[first[module]] = macs.get(first[module], 0) + sum(flops.values()) // 2
+    return macs
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +14,33 @@ import torch
 from torch import Tensor, nn
 
 from compressors.common.extras import extra
+from compressors.common.measure import Inputs, forward
 from compressors.core.clip import Clip, ClipLike, as_clip
 from compressors.core.recipe import LayerQuantization
-from compressors.errors import CompressionError
+from compressors.errors import CompressionError, ContractBroken
 
 with extra("compress"), warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about optional speed-ups that are not installed
     import brevitas.nn as qnn
     import brevitas.quant as bq
+    from brevitas import config
     from brevitas.core.scaling.standalone import ParameterFromStatsFromParameterScaling
     from brevitas.core.stats import NegativeMinOrZero, NegativePercentileOrZero
     from brevitas.core.zero_point import ParameterFromStatsFromParameterZeroPoint
-    from brevitas.export import export_onnx_qcdq
-    from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
-    from brevitas.graph.quantize import layerwise_quantize
+    from brevitas.graph.base import ModuleToModuleByInstance
+    from brevitas.graph.calibrate import _BiasCorrection, bias_correction_mode, calibration_mode
     from brevitas.inject.enum import StatsOp
 
 # Forward and state_dict of its layers warn about themselves at every use.
 warnings.filterwarnings("ignore", module=r"brevitas\.")
+
+
+class _QuantEmbedding(qnn.QuantEmbedding):  # type: ignore[misc]
+    """With the name that torch gives the argument."""
+
+    def forward(self, input: Tensor) -> Any:
+        return super().forward(input)
+
 
 QUANTIZED_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: qnn.QuantLinear,
@@ -39,35 +50,72 @@ QUANTIZED_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose1d: qnn.QuantConvTranspose1d,
     nn.ConvTranspose2d: qnn.QuantConvTranspose2d,
     nn.ConvTranspose3d: qnn.QuantConvTranspose3d,
-    nn.Embedding: qnn.QuantEmbedding,
+    nn.Embedding: _QuantEmbedding,
 }
 
 
 def replace_layers(model: nn.Module, layers: Mapping[str, LayerQuantization], clip: ClipLike | None) -> None:
-    """Replace the named layers of `model`, in place, by brevitas layers with scales that are frozen at first use."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    weight_quantizers = {
-        name: _weight_quantizer(layer, as_clip(clip, layer.bits), modules[name]) for name, layer in layers.items()
-    }
-    act_quantizers = {name: _act_quantizer(layer) for name, layer in layers.items()}
-    options = {
-        "weight_quant": lambda module, name: weight_quantizers[name],
-        "input_quant": lambda module, name: act_quantizers[name],
-        "bias_quant": None,
-        "return_quant_tensor": False,
-    }
-    no_input = {key: value for key, value in options.items() if key in ("weight_quant", "return_quant_tensor")}
-    layerwise_quantize(
-        model,
-        {old: (new, no_input if old is nn.Embedding else options) for old, new in QUANTIZED_LAYERS.items()},
-        name_blacklist=[name for name in modules if name not in layers and type(modules[name]) in QUANTIZED_LAYERS],
-    )
-    # brevitas turns a layer used under two names into two layers: give both names the same one again.
-    for name, module in modules.items():
-        first = next(n for n, m in modules.items() if m is module)
-        if first in layers and first != name:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, model.get_submodule(first))
+    """Turn the named layers of `model`, in place, into brevitas layers with scales that are frozen at first use.
+
+    Each layer object becomes the quantized one: whoever refers to it, under any name, in a list or from a hook, refers
+    to the quantized layer. Its parameters stay the same objects too, shared with other layers or not.
+    """
+    for name, layer in layers.items():
+        module = model.get_submodule(name)
+        options = {
+            "weight_quant": _weight_quantizer(layer, as_clip(clip, layer.bits), module),
+            "input_quant": _act_quantizer(layer),
+            "bias_quant": None,
+            "return_quant_tensor": False,
+        }
+        if isinstance(module, nn.Embedding):
+            del options["input_quant"], options["bias_quant"]
+        _become_quantized(module, options)
+
+
+def _become_quantized(module: nn.Module, options: Mapping[str, Any]) -> None:
+    """Turn `module` into the brevitas layer of its type; hooks, own attributes, parameters and mode are kept."""
+    quantized = QUANTIZED_LAYERS[type(module)]
+    before = dict(vars(module))
+    own: dict[str, set[str]] = {group: set(before[group]) - {"weight", "bias"} for group in _GROUPS}
+    plain = copy.copy(module)  # what brevitas reads settings and tensors from
+    vars(plain).update({name: type(value)() for name, value in before.items() if "hook" in name and value is not None})
+    for group, names in own.items():
+        vars(plain)[group] = {name: value for name, value in before[group].items() if name not in names}
+
+    def construct(**settings: Any) -> nn.Module:
+        module.__class__ = quantized
+        type(module).__init__(module, **settings)
+        return module
+
+    construct.__signature__ = inspect.signature(quantized)  # type: ignore[attr-defined]
+    with _missing_ranges_accepted():
+        ModuleToModuleByInstance(module, construct, **options).init_new_module(plain)
+    after = vars(module)
+    for group, names in own.items():
+        after[group].update({name: before[group][name] for name in names})
+    after["_parameters"].update(before["_parameters"])
+    for name, value in before.items():
+        if "hook" in name and isinstance(value, dict):
+            value.update(after[name])  # the same dict, which handles that remove hooks refer to
+        if "hook" in name or name not in after:
+            after[name] = value
+    after["_non_persistent_buffers_set"] |= before["_non_persistent_buffers_set"]
+    module.train(before["training"])
+
+
+_GROUPS = ("_parameters", "_buffers", "_modules")
+
+
+@contextmanager
+def _missing_ranges_accepted() -> Iterator[None]:
+    """Let brevitas load a float layer's state, which has no ranges yet."""
+    before = config.IGNORE_MISSING_KEYS
+    config.IGNORE_MISSING_KEYS = True
+    try:
+        yield
+    finally:
+        config.IGNORE_MISSING_KEYS = before
 
 
 class _Given(nn.Module):
@@ -128,16 +176,25 @@ def _act_quantizer(layer: LayerQuantization) -> Any:
     )
 
 
-def calibrate(model: nn.Module, batch: tuple[Any, ...]) -> None:
+def calibrate(model: nn.Module, batch: Inputs) -> None:
     """Set the input ranges of all quantized layers of `model` to what they see in `batch`."""
     with torch.no_grad(), calibration_mode(model):
-        model(*batch)
+        forward(model, batch, seed=0)
 
 
-def correct_biases(model: nn.Module, batch: tuple[Any, ...]) -> None:
+class _ChannelsLast(_BiasCorrection):  # type: ignore[misc]
+    """brevitas looks for the channels of a linear layer in the wrong place where its input has four dimensions."""
+
+    def channel_dim(self, inp: Tensor, module: nn.Module) -> int:
+        return inp.dim() - 1 if isinstance(module, nn.Linear) else 1
+
+
+def correct_biases(model: nn.Module, batch: Inputs) -> None:
     """Add to the bias of each quantized layer of `model` its mean output error on `batch`; adds missing biases."""
-    with torch.no_grad(), bias_correction_mode(model):
-        model(*batch)
+    mode = bias_correction_mode(model)
+    mode.bias_correction = _ChannelsLast()
+    with torch.no_grad(), mode:
+        forward(model, batch, seed=0)
 
 
 def integer_weight(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,21 +207,34 @@ def integer_weight(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         return weight.int(), weight.scale, weight.zero_point
 
 
-def set_weight(layer: nn.Module, codes: Tensor) -> None:
-    """Make the weight of a brevitas layer what `codes` (integers, shape of the weight) stand for."""
-    _, scale, zero_point = integer_weight(layer)
+def set_weight(layer: nn.Module, codes: Tensor | None = None) -> None:
+    """Make the weight of a brevitas layer what `codes` (integers, shape of the weight) stand for; None: its own."""
+    own, scale, zero_point = integer_weight(layer)
+    codes = own if codes is None else codes
     weight = layer.get_parameter("weight")
     weight.data = ((codes - zero_point) * scale).to(weight.dtype)
 
 
 def round_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Make the weights of the named brevitas layers what is stored of them; return what they were, by name."""
-    before = {}
-    for name in names:
-        layer = model.get_submodule(name)
-        before[name] = layer.get_parameter("weight").detach().clone()
-        set_weight(layer, integer_weight(layer)[0])
+    layers = {name: model.get_submodule(name) for name in names}
+    before = {name: layer.get_parameter("weight").detach().clone() for name, layer in layers.items()}
+    for layer in layers.values():
+        set_weight(layer)
     return before
+
+
+def check_rounded(model: nn.Module, names: Iterable[str], inputs: Inputs) -> None:
+    """Raise `ContractBroken` where a forward pass leaves other weights in a brevitas layer than those stored of it."""
+    layers = {name: model.get_submodule(name) for name in names}
+    stored = {name: layer.get_parameter("weight").detach().clone() for name, layer in layers.items()}
+    forward(model, inputs, seed=0)
+    for name, layer in layers.items():
+        if not torch.equal(layer.get_parameter("weight"), stored[name]):
+            raise ContractBroken(
+                f"{name}: a forward pass overwrites its weight, and the quantized one with it, as a forward pre-hook "
+                f"may: compute the weight once, remove the hook, or leave the layer out by exclude=({name!r},)"
+            )
 
 
 def clip_range(layer: nn.Module, quantization: LayerQuantization) -> tuple[Tensor, Tensor]:
@@ -179,4 +249,8 @@ def clip_range(layer: nn.Module, quantization: LayerQuantization) -> tuple[Tenso
 
 def export_qcdq(model: nn.Module, inputs: tuple[Any, ...], path: Path, **options: Any) -> None:
     """Write a quantized model as ONNX with QuantizeLinear, Clip and DequantizeLinear nodes; `model` is untouched."""
+    with extra("onnx"):
+        import onnxoptimizer  # noqa: F401  brevitas needs it, and fails without a word
+        from brevitas.export import export_onnx_qcdq
+
     export_onnx_qcdq(copy.deepcopy(model), args=inputs, export_path=str(path), **options)

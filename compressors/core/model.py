@@ -10,9 +10,9 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from compressors.common.bake import baked_copy
-from compressors.common.files import read_file, write_file
+from compressors.common.files import check_target, read_file, write_file
 from compressors.common.measure import Inputs
-from compressors.core.packing import pack, rebuild, sparse_shapes
+from compressors.core.packing import check_packed, pack, rebuild, sparse_shapes
 from compressors.core.recipe import Recipe
 from compressors.core.report import Report
 from compressors.errors import CompressionError
@@ -36,10 +36,13 @@ class CompressedModel:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: packed tensors, recipe and report; no pickle, whole or not at all.
 
-        Raises `CompressionError` where `path` is unusable or does not end in ".safetensors".
+        Raises `CompressionError` where `path` is unusable or does not end in ".safetensors", or the file would not give
+        the model back: what is written is read into a copy and compared.
         """
+        check_target(path, ".safetensors")
         tensors = pack(self.model, self.recipe)
-        shapes = sparse_shapes(self.model, tensors)
+        shapes = sparse_shapes(self.model, self.recipe, tensors)
+        check_packed(self.model, self.recipe, tensors, shapes)
         content = {"recipe": self.recipe.to_dict(), "report": self.report.to_dict(), "sparse_shapes": shapes}
         write_file(path, _KIND, tensors, content)
 
@@ -49,8 +52,10 @@ class CompressedModel:
 
         Args:
             path: the file.
-            factory: builds the model as it was before compression, with any weights, on the wanted device. Not called,
-                and not needed, where the file names an architecture that is registered; that is built on the CPU.
+            factory: builds the model as it was before compression, with any weights, in its dtype and on the wanted
+                device, with the hooks and plain attributes that its outputs depend on: files hold tensors only. Not
+                called, and not needed, where the file names an architecture that is registered; that is built on the
+                CPU.
 
         Raises:
             CompressionError: the file is damaged or foreign, or `factory` builds another model or is missing.

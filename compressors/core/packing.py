@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compressors.common.bake import independent_copy
 from compressors.common.bits import pack_bits, packed_bytes, unpack_bits
+from compressors.common.files import digest
 from compressors.core.recipe import LayerQuantization, Recipe
-from compressors.errors import CompressionError
+from compressors.errors import CompressionError, UnsupportedModule
+
+_NO_EXTRA_STATE = nn.Module.get_extra_state
 
 
 def pack(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
@@ -19,11 +22,17 @@ def pack(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
 
     Weights of quantized layers are bit streams, everything else (scales, biases, batch statistics) is as in
     `model.state_dict()`. In a sparse model each of the latter is two tensors where they are smaller: ``<key>.bits``,
-    one bit per element that tells whether it is not zero, and ``<key>.values``, those that are not, in order. A module
-    used under several names is stored once.
+    one bit per element that tells whether it is not zero, and ``<key>.values``, those that are not, in order. What has
+    several keys, as in a module used under several names or in layers that share a weight, is stored once. Buffers that
+    `state_dict` leaves out are stored too.
+
+    Raises `UnsupportedModule` where a module has extra state, that of ``get_extra_state``.
     """
+    odd = [name for name, module in model.named_modules() if type(module).get_extra_state is not _NO_EXTRA_STATE]
+    if odd:
+        raise UnsupportedModule(f"{', '.join(odd)}: extra state, which files cannot hold; keep it in a buffer")
     packed: dict[str, Tensor] = {}
-    for key, value in _state(model).items():
+    for key, value in _state(model, recipe).items():
         layer = _quantized(key, recipe)
         if layer is not None:
             from compressors.core._brevitas import integer_weight
@@ -45,7 +54,7 @@ def stored_bytes(model: nn.Module, recipe: Recipe) -> dict[str, int]:
     min(N b, ceil(N / 8) + M b).
     """
     found = {}
-    for key, value in _state(model).items():
+    for key, value in _state(model, recipe).items():
         layer = _quantized(key, recipe)
         if layer is not None:
             found[key] = packed_bytes(value.numel(), layer.bits)
@@ -54,10 +63,43 @@ def stored_bytes(model: nn.Module, recipe: Recipe) -> dict[str, int]:
     return found
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state of `model`, each module under its first name only."""
-    owners = {name for name, _ in model.named_modules()}
-    return {key: value for key, value in model.state_dict().items() if key.rpartition(".")[0] in owners}
+def _state(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
+    """Return the parameters and buffers of `model` by key, what has several keys under one, a quantized layer's first.
+
+    Not ``model.state_dict()``, which leaves buffers out, and which hooks of a model may rename or cut.
+    """
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if layer_of(f"{name}.", recipe) is not None:
+            continue
+        own = {**module._parameters, **module._buffers}
+        found |= {f"{name}.{leaf}".lstrip("."): value for leaf, value in own.items() if value is not None}
+        for part, quantizer in _quantizers(module, name, recipe).items():
+            quantizer.state_dict(destination=found, prefix=part, keep_vars=True)
+    first: dict[int, str] = {}
+    for key, value in found.items():
+        if id(value) not in first or (_quantized(key, recipe) and not _quantized(first[id(value)], recipe)):
+            first[id(value)] = key
+    return {key: value for key, value in found.items() if first[id(value)] == key}
+
+
+def _quantizers(module: nn.Module, name: str, recipe: Recipe) -> dict[str, nn.Module]:
+    """Return the quantizers of a layer, by the prefix of their keys."""
+    if name not in recipe.quantized:
+        return {}
+    return {f"{name}.{part}.": module.get_submodule(part) for part in _QUANTIZERS if part in module._modules}
+
+
+_QUANTIZERS = ("weight_quant", "input_quant", "bias_quant", "output_quant")
+
+
+def layer_of(key: str, recipe: Recipe) -> str | None:
+    """Return the quantized layer in whose quantizers the tensor `key` is; None for any other tensor."""
+    for part in _QUANTIZERS:
+        name, found, _ = key.partition(f".{part}.")
+        if found and name in recipe.quantized:
+            return name
+    return None
 
 
 def _quantized(key: str, recipe: Recipe) -> LayerQuantization | None:
@@ -69,9 +111,24 @@ def _sparse_bytes(value: Tensor) -> int:
     return packed_bytes(value.numel(), 1) + int(value.count_nonzero()) * value.element_size()
 
 
-def sparse_shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def sparse_shapes(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of what `pack` stored without zeros, by state_dict key."""
-    return {key: tuple(value.shape) for key, value in _state(model).items() if f"{key}.bits" in tensors}
+    return {key: tuple(value.shape) for key, value in _state(model, recipe).items() if f"{key}.bits" in tensors}
+
+
+def check_packed(
+    model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Raise `CompressionError` unless a copy of `model` that lost its values gets them back from what `pack` gave."""
+    copy = independent_copy(model)
+    with torch.no_grad():
+        for value in (*copy.parameters(), *copy.buffers()):
+            value.zero_()
+    _unpack(copy, recipe, _with_zeros(tensors, shapes))
+    again = pack(copy, recipe)
+    wrong = [key for key, value in tensors.items() if digest([value]) != digest([again[key]])]
+    if wrong:
+        raise CompressionError(f"the file would not give the model back: {', '.join(wrong)} would differ")
 
 
 def _with_zeros(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
@@ -86,22 +143,31 @@ def _with_zeros(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int
 
 def _unpack(model: nn.Module, recipe: Recipe, tensors: Mapping[str, Tensor]) -> None:
     """Fill `model`, which has the structure of `recipe`, with what `pack` gave, zeros included."""
-    packed = {f"{name}.weight": name for name in recipe.quantized}
-    try:
-        loaded = model.load_state_dict({k: v for k, v in tensors.items() if k not in packed}, strict=False)
-    except RuntimeError as error:
-        raise CompressionError(f"factory builds another model: {error}") from error
-    owners = {name for name, _ in model.named_modules()}
-    # Not stored: packed weights, further names of shared modules, and ranges of quantizers that never ran.
-    missing = [
-        key
-        for key in loaded.missing_keys
-        if key not in packed and key.rpartition(".")[0] in owners and not _inside(key, recipe.quantized)
-    ]
-    if missing or loaded.unexpected_keys:
+    packed = {key: name for name in recipe.quantized if (key := f"{name}.weight") in tensors}
+    state = _state(model, recipe)
+    # The ranges of quantizers that never ran are not stored, and show in no state before they are set.
+    missing, unexpected = (
+        sorted(key for key in keys if layer_of(key, recipe) is None)
+        for keys in (set(state) - set(tensors), set(tensors) - set(state))
+    )
+    if missing or unexpected:
         raise CompressionError(
-            f"factory builds another model: the file lacks {missing}, the model lacks {loaded.unexpected_keys}"
+            f"factory builds another model: the file lacks {missing}, the model lacks {unexpected}; layers and weights "
+            "that are shared must be shared in both"
         )
+    for key, target in state.items():
+        if key not in packed and layer_of(key, recipe) is None:
+            _fill(key, target, tensors[key])
+    ranges: dict[str, dict[str, Tensor]] = {name: {} for name in recipe.quantized}
+    for key in tensors:
+        if (name := layer_of(key, recipe)) is not None:
+            ranges[name][key.removeprefix(f"{name}.")] = tensors[key]
+    for name, found in ranges.items():
+        for part, quantizer in _quantizers(model.get_submodule(name), name, recipe).items():
+            prefix = part.removeprefix(f"{name}.")
+            values = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+            if values:
+                quantizer.load_state_dict(values, strict=False)
     for key, name in packed.items():
         from compressors.core._brevitas import set_weight
 
@@ -119,8 +185,11 @@ def _offset(layer: LayerQuantization) -> int:
     return 2 ** (layer.bits - 1) if layer.symmetric else 0
 
 
-def _inside(key: str, quantized: Mapping[str, Any]) -> bool:
-    return any(key.startswith((f"{name}.weight_quant.", f"{name}.input_quant.")) for name in quantized)
+def _fill(key: str, target: Tensor, value: Tensor) -> None:
+    for what, got, stored in (("shape", tuple(target.shape), tuple(value.shape)), ("dtype", target.dtype, value.dtype)):
+        if got != stored:
+            raise CompressionError(f"factory builds another model: {key} has {what} {got}, in the file {stored}")
+    target.detach().copy_(value)
 
 
 def rebuild(

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from compressors.common.measure import Inputs, count_macs
 from compressors.common.text import aligned, versions
-from compressors.core.packing import stored_bytes
+from compressors.core.packing import layer_of, stored_bytes
 from compressors.core.recipe import Recipe
+from compressors.core.sharing import shared_parameters
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Report:
     `CompressedModel.save` writes, without its header. `coverage` is the share of the parameters, 0 to 1, that the last
     compressor could treat. `sqnr_db` is the signal to quantization noise ratio of the outputs on the example inputs,
     10 log10(sum r^2 / sum (r - y)^2) for outputs r before and y after (None: no error); it ranks settings on one model
-    and says nothing about the quality of images.
+    and says nothing about the quality of images. `notes` are remarks on the whole model, such as how a training
+    went, or a stage that had nothing to do.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Report:
     input_shapes: tuple[tuple[int, ...], ...]
     coverage: float = 1.0
     sqnr_db: float | None = None
+    notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=versions)
 
     @classmethod
@@ -106,7 +110,7 @@ class Report:
         )
         sizes = {key: Size(**data[key]) for key in ("before", "after")}
         shapes = tuple(tuple(shape) for shape in data["input_shapes"])
-        return cls(**{**data, **sizes, "layers": layers, "input_shapes": shapes})
+        return cls(**{**data, **sizes, "layers": layers, "input_shapes": shapes, "notes": tuple(data["notes"])})
 
     def __str__(self) -> str:
         """Return a table: one line per layer, and the total."""
@@ -114,12 +118,12 @@ class Report:
         total = LayerRow("total", "", self.before, self.after)
         lines = aligned([header, *(_cells(row) for row in (*self.layers, total))])
         error = "outputs identical" if self.sqnr_db is None else f"output SQNR {self.sqnr_db:.1f} dB"
-        return "\n".join([f"{self.name}: {error}, coverage {self.coverage:.0%}", *lines])
+        return "\n".join([f"{self.name}: {error}, coverage {self.coverage:.0%}", *lines, *self.notes])
 
 
 def shapes_of(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of forward arguments; () for those that are no tensors."""
-    return tuple(tuple(item.shape) if isinstance(item, Tensor) else () for item in inputs)
+    """Return the shapes of all that forward arguments hold, in dicts and lists too; () for what is no tensor."""
+    return tuple(tuple(item.shape) if isinstance(item, Tensor) else () for item in tree_leaves(inputs))
 
 
 def _measure(model: nn.Module, inputs: Inputs, recipe: Recipe) -> tuple[dict[str, Size], Size]:
@@ -128,12 +132,15 @@ def _measure(model: nn.Module, inputs: Inputs, recipe: Recipe) -> tuple[dict[str
     modules = dict(model.named_modules())
     rows: dict[str, Size] = {}
     for key, size in stored_bytes(model, recipe).items():
-        owner = key.rpartition(".")[0]
-        layer = next((name for name in recipe.quantized if owner.startswith(f"{name}.")), owner)
-        if layer not in rows:
-            parameters = sum(p.numel() for p in modules[layer].parameters(recurse=False))
-            rows[layer] = Size(parameters, 0 if not layer else macs.get(layer, 0))
-        rows[layer] += Size(bytes=size)
+        owner, _, leaf = key.rpartition(".")
+        layer = layer_of(key, recipe) or owner
+        parameter = modules[layer]._parameters.get(leaf) if layer == owner else None
+        rows.setdefault(layer, Size(macs=macs.get(layer, 0) if layer else 0))
+        rows[layer] += Size(0 if parameter is None else parameter.numel(), bytes=size)
+    for name in shared_parameters(model):
+        layer = name.rpartition(".")[0]
+        rows.setdefault(layer, Size(macs=macs.get(layer, 0) if layer else 0))
+    rows = {name: rows[name] for name in modules if name in rows}
     total = sum(rows.values(), Size())
     return rows, replace(total, macs=macs[""])
 

@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressors.common.bake import baked_copy
-from compressors.common.checks import check_inputs
+from compressors.common.checks import check_inputs, check_module, check_replaceable
 from compressors.common.measure import Inputs, checked_outputs, reference_outputs, sqnr_db
 from compressors.core.model import CompressedModel
 from compressors.core.recipe import Recipe, settings
 from compressors.core.report import Report, shapes_of
+from compressors.core.sharing import sharing_notes
 from compressors.errors import CompressionError
 
 
@@ -34,6 +35,7 @@ class Work:
         calibration: see `Compressor.compress`.
         teacher: likewise.
         float_weights: see `CompressedModel`.
+        outcome: what the present stage adds to its step in the recipe, as JSON.
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class Work:
     calibration: Iterable[Inputs] | None = None
     teacher: nn.Module | CompressedModel | None = None
     float_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    outcome: Mapping[str, Any] = field(default_factory=dict)
 
     def changed(self, notes: Mapping[str, str], coverage: float | None = None, **changes: Any) -> Work:
         """Return the work after `model` was changed, in place or by `changes` of attributes.
@@ -67,7 +70,8 @@ class Work:
         return replace(
             self,
             outputs_now=outputs,
-            recipe=replace(self.recipe, steps=(*self.recipe.steps, step)),
+            recipe=replace(self.recipe, steps=(*self.recipe.steps, {**step, **self.outcome})),
+            outcome={},
             report=replace(self.report, name=label),
             source=None,
         )
@@ -129,16 +133,16 @@ def begin(model: nn.Module | CompressedModel, example_inputs: Inputs, quantized:
         CompressionError: `model` does not run on `example_inputs`, or is quantized already.
     """
     inputs = check_inputs("example_inputs", example_inputs)
-    if not isinstance(model, nn.Module | CompressedModel):
-        raise CompressionError(f"model must be an nn.Module or a CompressedModel; got {type(model).__name__}")
-    source = model.model if isinstance(model, CompressedModel) else model
+    kind = "a torch.nn.Module or a CompressedModel"
+    source = model.model if isinstance(model, CompressedModel) else check_module("model", model, kind)
+    check_replaceable("model", source)
     if not quantized:
         _check_float(source)
     copy = baked_copy(source)
     outputs = reference_outputs(copy, inputs)
     if not isinstance(model, CompressedModel):
         report = Report.of(copy, inputs)
-        return Work(copy, inputs, outputs, outputs, Recipe(), report, {}, model)
+        return Work(copy, inputs, outputs, outputs, Recipe(), report, sharing_notes(copy), source)
     report = model.report
     if shapes_of(inputs) != report.input_shapes:
         raise CompressionError(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from compressors.common.bake import independent_copy
 from compressors.common.checks import check_bits, check_patterns, check_share, matching
 from compressors.core.clip import ClipLike, as_clip, check_clip
 from compressors.core.recipe import LayerQuantization
 from compressors.core.stage import Stage, Work
 from compressors.errors import CompressionError, NothingCompressed
-from compressors.quantize.quantizer import quantizable_layers
+from compressors.quantize.quantizer import quantizable_layers, shared_scales
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,15 @@ class Clipper(Stage):
     def _apply(self, work: Work) -> Work:
         from compressors.core._brevitas import clip_range, replace_layers
 
-        names, coverage = quantizable_layers(work, self.min_coverage)
+        names, coverage, why = quantizable_layers(work, self.min_coverage)
         excluded = matching("exclude", self.exclude, names)
         weights = {n: work.model.get_submodule(n).get_parameter("weight") for n in names if n not in excluded}
         layers = {name: self._layer(tuple(weight.shape)) for name, weight in weights.items()}
-        quantized = copy.deepcopy(work.model)
+        layers = shared_scales(work.model, layers, names)
+        quantized = independent_copy(work.model)
         replace_layers(quantized, layers, self.clip)
-        notes = dict.fromkeys(excluded, "not clipped: excluded")
+        notes = {name: note.replace("float", "not clipped", 1) for name, note in why.items()}
+        notes |= dict.fromkeys(excluded, "not clipped: excluded")
         changed = 0
         for name, weight in weights.items():
             low, high = clip_range(quantized.get_submodule(name), layers[name])

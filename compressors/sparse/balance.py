@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressors.common.checks import check_choice, check_count
+from compressors.common.measure import copied
 from compressors.errors import CompressionError
 from compressors.sparse.distributed import mean_over_ranks
 from compressors.sparse.spectral import without_power_iteration
@@ -147,9 +148,9 @@ def measured_scores(
 
 
 def _untouched(network: nn.Module, arguments: tuple[Any, ...]) -> Any:
-    """Return a forward pass on copies of the buffers."""
+    """Return a forward pass on copies of the buffers and of the arguments."""
     copies = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    return torch.func.functional_call(network, copies, arguments)
+    return torch.func.functional_call(network, copies, copied(arguments))
 
 
 def _mean(scores: Any) -> float:

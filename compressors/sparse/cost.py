@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from compressors.common.bake import baked_copy
 from compressors.common.checks import check_choice, check_count, check_inputs
 from compressors.common.measure import count_macs
+from compressors.errors import CompressionError
 from compressors.sparse.masks import MaskSet
 
 Accounting: TypeAlias = Literal["corrected", "reference"]
@@ -68,7 +70,10 @@ class ForwardCost:
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         check_inputs("inputs", inputs)
         self._macs = count_macs(baked_copy(model), inputs)
-        self.samples = next(len(item) for item in inputs if isinstance(item, Tensor))
+        sizes = [len(item) for item in tree_leaves(inputs) if isinstance(item, Tensor) and item.dim()]
+        if not sizes:
+            raise CompressionError(f"inputs must hold a tensor whose first dimension is the batch; got {inputs!r}")
+        self.samples = sizes[0]
 
     @property
     def dense(self) -> float:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from compressors.common.measure import Inputs
+from compressors.core.coverage import check_layers
 from compressors.core.model import CompressedModel
 from compressors.core.stage import begin, finish
 from compressors.errors import CompressionError
@@ -33,14 +34,13 @@ def hand_over(model: nn.Module, example_inputs: Inputs, masks: MaskSet | None = 
     if masks is not None:
         _check_zeros(model, masks)
     work = begin(model, example_inputs)
-    weights = {
-        name: layer.get_parameter("weight")
-        for name, layer in work.model.named_modules()
-        if isinstance(layer, MASKABLE_LAYERS)
-    }
+    names = [name for name, layer in work.model.named_modules() if isinstance(layer, MASKABLE_LAYERS)]
+    check_layers(work.model, names)
+    weights = {name: work.model.get_submodule(name).get_parameter("weight") for name in names}
     on = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
-    total = sum(weight.numel() for weight in weights.values())
-    density = sum(on.values()) / total if total else 1.0
+    counts = {weight: on[name] for name, weight in weights.items()}  # one that layers share once
+    total = sum(weight.numel() for weight in counts)
+    density = sum(counts.values()) / total if total else 1.0
     notes = {name: f"{on[name]:,} of {weight.numel():,} weights are not zero" for name, weight in weights.items()}
     work = work.changed(notes, recipe=replace(work.recipe, sparse=True))
     return finish(work.done(f"sparse {density:.2g}", {"compressor": "sparse", "density": density}))

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from compressors.common.average import finished_average, moving_average
+from compressors.common.checks import check_module, check_values
 from compressors.errors import CompressionError
 from compressors.sparse.balance import BalanceMeter, Scores, measured_scores
 from compressors.sparse.checkpoint import read_checkpoint, write_checkpoint
@@ -80,7 +81,10 @@ class SparseTraining:
         if config.optimizer_state == "reset" and not optimizers:
             raise CompressionError('optimizer_state="reset" needs optimizers: those of both networks; got none')
         self.config, self.optimizers = config, optimizers
-        self.generator, self.discriminator = _unwrapped(generator), _unwrapped(discriminator)
+        self.generator, self.discriminator = (
+            _unwrapped("generator", generator),
+            _unwrapped("discriminator", discriminator),
+        )
         # Before masks are drawn: weights zeroed by masks that differed between ranks would differ for good.
         seed = int(from_first_rank(torch.tensor(config.seed), _device(self.generator)))
         self.generator_masks = MaskSet(
@@ -262,9 +266,10 @@ def _device(network: nn.Module) -> torch.device:
     return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 
-def _unwrapped(network: nn.Module) -> nn.Module:
-    module = network.module if isinstance(network, DistributedDataParallel) else network
-    assert isinstance(module, nn.Module)
+def _unwrapped(argument: str, network: Any) -> nn.Module:
+    wrapped = isinstance(network, DataParallel | DistributedDataParallel)
+    module = check_module(argument, network.module if wrapped else network)
+    check_values(argument, module)
     return module
 
 

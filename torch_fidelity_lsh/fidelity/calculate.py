@@ -234,9 +234,15 @@ def _delegate(plan: Plan) -> dict[str, float]:
     # Upstream takes no ready features, and what is left to it does not look at them.
     passed_over = done | {argument for argument in ("input1", "input2") if inputs.is_ready(plan.call[argument])}
     settings = {name: plan.call[name] for name in plan.given if name in upstream.DEFAULTS}
-    return upstream.calculate_metrics(  # type: ignore[no-any-return]
-        **{name: value for name, value in settings.items() if name not in passed_over}
-    )
+    try:
+        return upstream.calculate_metrics(  # type: ignore[no-any-return]
+            **{name: value for name, value in settings.items() if name not in passed_over}
+        )
+    except upstream.NETWORK_ERRORS as error:
+        left = ", ".join(name for name in plan.requested if name not in done)
+        raise ValueError(
+            f"A download failed ({upstream.first_line(error)}): {left} fetches weights of its own"
+        ) from error
 
 
 def _refuse_non_finite(results: dict[str, float], plan: Plan) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch_fidelity_lsh.fidelity import upstream
 from torch_fidelity_lsh.fidelity.images import ImageFolder, check_image, list_images
 from torch_fidelity_lsh.metric.files import digest_of
+from torch_fidelity_lsh.metric.guard import default_modes
 
 FULLY = 1000
 """Up to so many items of a data set are all compared to tell it from another; of more, so many spread evenly."""
@@ -69,7 +70,7 @@ class DatasetSamples:
         """Yield the batches of one of ``size`` shares."""
         batches = _Batches(self._dataset, self.count(), self._call["batch_size"])
         own = range(len(batches))[_share(len(batches), rank, size)]
-        for batch in self._loader(batches, own):
+        for batch in self._surviving(self._loader(batches, own)):
             if isinstance(batch, _Failure):
                 raise ValueError(f"{self.argument}: {batch.message}") from _InWorkerError(batch.trace)
             yield batch
@@ -91,6 +92,16 @@ class DatasetSamples:
                 f"({type(error).__name__}: {error}); save_cpu_ram=True loads them in this one"
             ) from error
 
+    def _surviving(self, loader: Iterator[Any]) -> Iterator[Any]:
+        try:
+            yield from loader
+        except RuntimeError as error:  # For one, where memory that processes share is small.
+            raise ValueError(
+                f"{self.argument}: a process that loads images has ended ({str(error).splitlines()[0]}); "
+                "save_cpu_ram=True loads them in this one"
+            ) from error
+
+    @default_modes()  # Looking moves no random state, on which augmentations of a data set may depend.
     def _item(self, index: int) -> Any:
         item = _Batches(self._dataset, self.count(), 1).item(index)
         if isinstance(item, _Failure):
@@ -126,7 +137,10 @@ def open_folder(argument: str, folder: str, call: Mapping[str, Any]) -> FolderSa
         ValueError: No image counts; the message says what does and what is there.
     """
     extensions = call["samples_find_ext"]
-    listing = list_images(folder, call["samples_find_deep"], extensions)
+    try:
+        listing = list_images(folder, call["samples_find_deep"], extensions)
+    except OSError as error:
+        raise ValueError(f"{argument}: a folder cannot be read: {error}") from error
     advice = "samples_find_ext changes these, samples_find_deep=True looks into sub-folders too"
     left_out = listing.describe_left_out()
     if not listing.files:

@@ -43,11 +43,14 @@ def list_images(folder: str, deep: bool, extensions: str) -> Listing:
         folder: Path of the folder.
         deep: Whether sub-folders count.
         extensions: Comma-separated extensions that count, with or without a dot, in either case.
+
+    Raises:
+        OSError: The folder, or one in it, cannot be read.
     """
     wanted = {extension.strip().lower().removeprefix(".") for extension in extensions.split(",")} - {""}
     known = {extension.removeprefix(".") for extension in Image.registered_extensions()} | wanted
     files, left_out = [], Counter[str]()
-    for root, _, names in os.walk(folder):
+    for root, _, names in os.walk(folder, onerror=_raise):
         is_below = os.path.realpath(root) != os.path.realpath(folder)
         for name in names:
             extension = Path(name).suffix.lower().removeprefix(".")
@@ -60,6 +63,10 @@ def list_images(folder: str, deep: bool, extensions: str) -> Listing:
             else:
                 files.append(os.path.realpath(Path(root) / name))
     return Listing(sorted(files), left_out)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 class ImageFolder(Dataset[torch.Tensor]):

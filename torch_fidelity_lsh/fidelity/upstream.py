@@ -50,6 +50,7 @@ __all__ = [
     "DEFAULT_FEATURE_EXTRACTOR",
     "FEATURE_EXTRACTORS_REGISTRY",
     "LEAST_SETTINGS",
+    "NETWORK_ERRORS",
     "NOISE_SOURCE_REGISTRY",
     "GenerativeModelBase",
     "calculate_metrics",
@@ -182,7 +183,7 @@ def create_feature_extractor(name: str, layers: list[str], cuda: bool = True, **
     try:
         with default_modes(), safely:
             return _create_feature_extractor(name, layers, cuda, **kwargs)
-    except _NETWORK_ERRORS as error:
+    except NETWORK_ERRORS as error:
         raise ValueError(_no_network(name, error)) from error
     except (RuntimeError, EOFError, UnpicklingError) as error:
         if not reads_pickles:
@@ -226,7 +227,7 @@ def _loading_safely() -> Iterator[None]:
 
 
 _SAFE_LOADING = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-_NETWORK_ERRORS = (URLError, ConnectionError, TimeoutError, HTTPException)
+NETWORK_ERRORS = (URLError, ConnectionError, TimeoutError, HTTPException)
 _WEIGHTS = {"inception-v3-compat": URL_INCEPTION_V3, "vgg16": torchvision.models.VGG16_Weights.IMAGENET1K_V1.url}
 
 

@@ -75,7 +75,7 @@ class HashFamily:
             coordinates: N x P.
             reaches: Judges the keys, 4 x N, that a width gives in the first tables.
         """
-        if len(coordinates) == 1:
+        if bool((coordinates == coordinates[0]).all()):
             return 1.0  # Any width will do.
         parts = (self.directions, self.offsets, self.multipliers)
         family = HashFamily(*(part[:, :CALIBRATION_TABLES] for part in parts))

@@ -57,11 +57,10 @@ def content_hash(values: torch.Tensor) -> torch.Tensor:
     rng = np.random.default_rng(values.shape[1])
     multipliers = torch.from_numpy(rng.integers(-(2**63), 2**63, values.shape[1], dtype=np.int64) | 1)
     multipliers = multipliers.to(values.device)
-    bits = torch.int64 if values.dtype == torch.float64 else torch.int32
 
     def of_block(rows: torch.Tensor) -> torch.Tensor:
-        words = (rows + 0.0).view(bits).long()  # -0 becomes 0
-        words = words ^ (words >> 15)  # so that the high bits of a float reach the low ones of the product
+        words = (rows.double() + 0.0).view(torch.int64)  # -0 becomes 0, and equal numbers of both types are equal
+        words = words ^ (words >> 29)  # so that the high bits of a float reach the low ones of the product
         return (words * multipliers).sum(1)
 
     return by_blocks(of_block, values)
