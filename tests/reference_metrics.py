@@ -92,7 +92,10 @@ def p_in_cells(scores, cells, calibration, calibration_cells, itself):
         lower = (same & (calibration[None] < scores[:, None])).sum(1)
         equal = (same & (calibration[None] == scores[:, None])).sum(1) - itself
         count = same.sum(1) - itself
-        p += np.where(count > 1, np.maximum(lower + equal / 2 - 1, 0) / np.maximum(count - 1, 1), 0) / len(cells)
+        others = np.maximum(count - 1, 1)
+        scaled = np.maximum(lower + equal / 2 - 1, 0) * (others + 2) / (others * (others + 1))
+        p += np.where(count > 1, scaled, 0) / len(cells)
+
     return np.where(scores == -np.inf, 0, np.rint(p * 2**20) / 2**20)
 
 
@@ -127,7 +130,7 @@ def spacing(points, psi, seed):
     for _ in points:
         for i, j in near:
             groups[i] = groups[j] = min(groups[i], groups[j])
-    return fine, np.log(4) / max(growth.mean(), np.log(4) / 1000), groups
+    return fine, np.log(4) / max(growth.mean(), np.log(4) / 1000), np.unique(groups, return_inverse=True)[1]
 
 
 def value(metric, assessed, members, log_spacing, dimension, log_spacing_of_members, groups, seed):

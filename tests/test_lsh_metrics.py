@@ -16,9 +16,10 @@ import torch_fidelity_lsh
 from torch_fidelity_lsh import LSHConfig, lsh_features_to_metric, lsh_knn_precision_recall, lsh_precision_recall
 from torch_fidelity_lsh.metric import lsh_knn
 from torch_fidelity_lsh.metric.anchors import AnchorTables
+from torch_fidelity_lsh.metric.coordinates import Coordinates
 from torch_fidelity_lsh.metric.functional import FEWEST_ROWS
 from torch_fidelity_lsh.metric.hashing import HashFamily
-from torch_fidelity_lsh.metric.members import Members
+from torch_fidelity_lsh.metric.members import Members, content_hash
 
 METRICS = pytest.mark.parametrize("measure", [lsh_precision_recall, lsh_knn_precision_recall], ids=["lsh", "lsh_knn"])
 DIMENSIONS = pytest.mark.parametrize("dimension", [1, 8, 64])
@@ -44,7 +45,9 @@ def test_metrics_equal_what_the_page_of_definitions_says(metric, num_generated, 
     monkeypatch.setattr(HashFamily, "find_width", lambda *_: 1e9)
     monkeypatch.setattr(lsh_knn, "BUCKET_CAPACITY", 1000)
     generated, real = normal(num_generated, dimension, 1, shift=0.3), normal(num_real, dimension, 2)
-    members = [Members.of(torch.from_numpy(side), FEWEST_ROWS, 7).values.numpy() for side in (generated, real)]
+    sides = [torch.from_numpy(side) for side in (generated, real)]
+    coordinates = Coordinates.fit(sides[1])
+    members = [Members.of(side, content_hash(coordinates(side)), FEWEST_ROWS, 7).values.numpy() for side in sides]
     expected = reference_metrics.precision_recall(metric, generated, real, *members, seed=7)
     measure = {"lsh": lsh_precision_recall, "lsh_knn": lsh_knn_precision_recall}[metric]
     result = measure(generated, real, LSHConfig(seed=7))

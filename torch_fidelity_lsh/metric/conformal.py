@@ -192,8 +192,8 @@ def _log_closeness(
 def _pvalues_in_cells(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean over the tables of the share of the cell's calibration samples that are no closer.
 
-    Of these the furthest is left out; ties count half, a calibration sample leaves itself out, and a cell without others
-    gives 0.
+    Of these the furthest is left out; ties count half, a calibration sample leaves itself out, and a cell of fewer than
+    two gives 0.
     """
     ordered, size = fold.calibration_scores.sort().values, len(fold.calibration_scores)
 
@@ -213,7 +213,9 @@ def _pvalues_in_cells(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:
         # One of them, an outlier, would vouch for all that is between it and the others.
         no_closer = (lower + no_higher - 2 * starts.gather(1, cells) - itself - 2).clamp(min=0)
         others = counts.gather(1, cells) - itself - 1
-        share = (no_closer.double() / (2 * others)).masked_fill(others <= 0, 0)
+        # Scaled to a mean of 1/2 for members: else classes with few calibration samples are judged more strictly.
+        share = no_closer.double() * (others + 2) / (2 * others * (others + 1))
+        share = share.masked_fill(others <= 0, 0)
         return _rounded(share.mean(0)).masked_fill(scores == -math.inf, 0)
 
     return shares(fold.scores, fold.cells, 0), shares(fold.calibration_scores, fold.calibration_cells, 1)

@@ -25,7 +25,7 @@ from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.conformal import Estimate, Scored, estimate, test_of_membership
 from torch_fidelity_lsh.metric.coordinates import Coordinates
 from torch_fidelity_lsh.metric.guard import default_modes
-from torch_fidelity_lsh.metric.members import Members
+from torch_fidelity_lsh.metric.members import Members, content_hash
 from torch_fidelity_lsh.metric.reduction import RESOLUTION, ReducedFeatures
 from torch_fidelity_lsh.metric.spacing import NUM_ANCHORS, Spacing
 
@@ -261,15 +261,16 @@ def measure(
     features_generated: Features,
     features_real: Features,
     config: LSHConfig,
-    order: torch.Tensor | None = None,
+    in_order_of: ReducedFeatures | None = None,
 ) -> PrecisionRecall:
-    """Measure ``"lsh"`` or ``"lsh_knn"``; ``order`` is that of the generated samples, as in ``Members``."""
+    """Measure ``"lsh"`` or ``"lsh_knn"``, the generated samples in the order of these, row by row, if given."""
     reduced = _reduced_sides(features_generated, features_real, config)
     coordinates = Coordinates.fit(reduced[1].values)
     _refuse_lost_variation(coordinates, reduced[1])
+    order = reduced[0] if in_order_of is None else in_order_of, reduced[1]
     members = [
-        Members.of(each.values, FEWEST_ROWS, config.seed, given)
-        for each, given in zip(reduced, (order, None), strict=True)
+        Members.of(each.values, content_hash(coordinates(first.values)), FEWEST_ROWS, config.seed)
+        for each, first in zip(reduced, order, strict=True)
     ]
     num_anchors = min(NUM_ANCHORS, *(len(each.values) // SHARE_OF_ANCHORS for each in members))
     spacings = [Spacing.of(coordinates(each.values), num_anchors, config.seed) for each in members]

@@ -23,23 +23,22 @@ class Members:
     of_row: torch.Tensor
 
     @classmethod
-    def of(cls, values: torch.Tensor, at_least: int, seed: int, order: torch.Tensor | None = None) -> Members:
+    def of(cls, values: torch.Tensor, order: torch.Tensor, at_least: int, seed: int) -> Members:
         """Find the distinct rows of N x P finite values.
 
         Args:
             values: Reduced features.
+            order: N int64 numbers, equal for equal rows, that order the rows before they are shuffled. Sets of paired
+                rows with the numbers of one are ordered, and held out, alike.
             at_least: With fewer distinct rows than this, nothing can be held out, and all N rows are kept.
             seed: Of the order.
-            order: N int64 numbers that take the place of the rows in the order. Sets of paired rows are then ordered,
-                and held out, alike.
         """
         hashes = content_hash(values)
         kinds, of_row = torch.unique(hashes, return_inverse=True)
         if len(kinds) < at_least:
             kinds, of_row = hashes, hashes.argsort(stable=True).argsort()
-        if order is not None:
-            kinds = torch.full_like(kinds, 2**63 - 1).scatter_reduce(0, of_row, order, "amin")
-            of_row = kinds.argsort(stable=True).argsort()[of_row]
+        kinds = torch.full_like(kinds, 2**63 - 1).scatter_reduce(0, of_row, order, "amin")
+        of_row = kinds.argsort(stable=True).argsort()[of_row]
         shuffled = torch.from_numpy(np.random.default_rng([seed, 0]).permutation(len(kinds))).to(values.device)
         of_row = shuffled.argsort()[of_row]
         rows = torch.arange(len(of_row), device=values.device)

@@ -29,7 +29,7 @@ class Spacing:
     Attributes:
         log_distance: K mean logarithms of the distances to anchors drawn from the other rows.
         dimension: Intrinsic dimension: the number of rows within reach grows with the distance to this power.
-        groups: K numbers of the first row of the group of near copies that each row belongs to, mostly its own.
+        groups: K numbers of the groups of near copies, mostly of one row each, in order of their first rows.
     """
 
     log_distance: torch.Tensor
@@ -61,12 +61,13 @@ class Spacing:
         shrinkage = local_growth / math.log(RATIO) * math.log(expected / BY_CHANCE)
         reach = local_distance - shrinkage.clamp(min=-math.log(NEAR))
         groups = _groups(positions(points), cells, log_distance, reach, num_cells)
+        groups = torch.unique(groups, return_inverse=True)[1]
         return cls(log_distance, _dimension(exact_mean(growth)), groups)
 
     @property
     def share_of_near_copies(self) -> float:
         """Share in [0, 1) of the rows that nearly repeat an earlier row."""
-        return float((self.groups != torch.arange(len(self.groups), device=self.groups.device)).double().mean())
+        return 1 - (int(self.groups.max()) + 1) / len(self.groups)
 
 
 def _dimension(growth: float) -> float:
