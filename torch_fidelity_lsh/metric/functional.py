@@ -267,10 +267,13 @@ def measure(
     reduced = _reduced_sides(features_generated, features_real, config)
     coordinates = Coordinates.fit(reduced[1].values)
     _refuse_lost_variation(coordinates, reduced[1])
-    order = reduced[0] if in_order_of is None else in_order_of, reduced[1]
+    # Powers of two change no digit, and so not the order.
+    exponent = -int(reduced[1].values.abs().max().frexp().exponent)
     members = [
-        Members.of(each.values, content_hash(coordinates(first.values)), FEWEST_ROWS, config.seed)
-        for each, first in zip(reduced, order, strict=True)
+        Members.of(
+            each.values, content_hash(torch.ldexp(first.values, torch.tensor(exponent))), FEWEST_ROWS, config.seed
+        )
+        for each, first in zip(reduced, (in_order_of or reduced[0], reduced[1]), strict=True)
     ]
     num_anchors = min(NUM_ANCHORS, *(len(each.values) // SHARE_OF_ANCHORS for each in members))
     spacings = [Spacing.of(coordinates(each.values), num_anchors, config.seed) for each in members]
