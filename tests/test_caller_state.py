@@ -222,7 +222,7 @@ class Images(Dataset):
         self.function = function
 
     def __len__(self):
-        return 6
+        return 32
 
     def __getitem__(self, index):
         return self.function(index)

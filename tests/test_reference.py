@@ -206,5 +206,5 @@ def test_a_reference_needs_an_input():
 
 def test_too_few_reduced_samples_are_refused():
     one = reduce_features(torch.randn(1, 5))
-    with pytest.raises(ValueError, match="features_generated must hold at least 2 samples"):
+    with pytest.raises(ValueError, match="features_generated must hold at least 8 samples"):
         lsh_precision_recall(one, one, LSHConfig())
