@@ -144,6 +144,7 @@ class Training:
             unit="step",
             file=sys.stderr,
             desc="distill",
+            leave=None,
             disable=not plan.progress,
         )
         total, count = 0.0, 0
