@@ -180,3 +180,46 @@ def test_torch_fidelity_without_a_parser_is_reported(monkeypatch):
     monkeypatch.setattr("torch_fidelity.fidelity.main", lambda: None)
     with pytest.raises(RuntimeError, match="no longer builds its command line with argparse"):
         make_parser()
+
+
+# Comparing two generators
+
+
+@pytest.fixture
+def generators(tmp_path):
+    """Features of real samples, of a generator like them, and of one that dropped half of the modes."""
+    rng = np.random.default_rng(0)
+
+    def draw(kept):
+        return (10 * np.eye(4, 16)[rng.integers(kept, size=400)] + rng.standard_normal((400, 16))).astype(np.float32)
+
+    paths = {}
+    for name, kept in (("real", 4), ("whole", 4), ("half", 2)):
+        paths[name] = str(tmp_path / f"{name}.npy")
+        np.save(paths[name], draw(kept))
+    return paths
+
+
+def compare_command(paths, a, b, *options):
+    return main(["compare", "--input1", paths[a], "--against", paths[b], "--input2", paths["real"], *options])
+
+
+def test_compare_says_what_a_generator_keeps_and_loses(generators, capsys):
+    assert compare_command(generators, "half", "whole") == 0
+    verdict, *numbers = capsys.readouterr().out.splitlines()
+    assert verdict.startswith("A ")
+    assert "loses recall: -0." in verdict
+    assert [line.partition(":")[0] for line in numbers] == ["precision", "recall", "f_score"]
+
+
+def test_compare_fails_a_build_where_a_difference_is_surely_too_large(generators, capsys):
+    assert compare_command(generators, "half", "whole", "--fail-below", "-0.05") == 3
+    assert compare_command(generators, "half", "whole", "--fail-below", "-0.9") == 0
+    assert compare_command(generators, "whole", "whole", "--paired", "--fail-below", "-0.05") == 0
+
+
+def test_compare_prints_json(generators, capsys):
+    assert compare_command(generators, "half", "whole", "--json", "--metric", "lsh", "--lsh-num-tables", "8") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["metric"] == "lsh"
+    assert report["recall"]["ci_high"] < 0
