@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compressors.common.extras import extra
 from compressors.common.measure import Inputs, copied, tensors_of
+from compressors.core.graph import output_layers
 from compressors.errors import CompressionError
 from compressors.prune._torch_pruning import PRUNABLE_LAYERS
 
@@ -18,6 +19,7 @@ with extra("compress"):
 
 _PROJECTIONS = 16
 _PERTURBATION = 0.3
+_OUTPUT_GATE = 0.3
 
 
 class GateImportance:
@@ -26,13 +28,14 @@ class GateImportance:
     The derivative of a scalar L of the outputs by the gate of channel c is sum x_c dL/dx_c, over the positions of all
     layers that read the channel. One pass back gives it for all channels, and one for each sample of the batch.
 
+    The layers that make the outputs read their input times 0.3. Where tanh has saturated, as in a flat background, no
+    channel matters at first; the more of them go, the less it saturates, and then they do.
+
     An instance is an importance of torch-pruning: it maps a pruning group to a score for each channel.
 
     Args:
         model: in eval mode, whose samples do not see each other; its parameters are trainable afterwards.
         inputs: forward arguments of a batch.
-        gate: the value of all gates at which derivatives are taken, above 0. At 1 the model is what it was. Below,
-            it is as far from it as a pruned one: where an output layer saturates, nothing matters until much is gone.
         scalars: maps the outputs to scalars, each a sum over the samples.
         reduce: maps derivatives M x C, over scalars and samples, to scores C.
 
@@ -44,7 +47,6 @@ class GateImportance:
         self,
         model: nn.Module,
         inputs: Inputs,
-        gate: float,
         scalars: Callable[[Sequence[Tensor]], Iterator[Tensor]],
         reduce: Callable[[Tensor], Tensor],
     ) -> None:
@@ -56,7 +58,7 @@ class GateImportance:
         def close(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if not (arguments and isinstance(arguments[0], Tensor) and arguments[0].requires_grad):
                 return None  # an input of the model
-            gated = arguments[0] * gate
+            gated = arguments[0] * (_OUTPUT_GATE if module in outermost else 1)
             seen.append((self.read, module, gated))
             return (gated, *arguments[1:])
 
@@ -64,6 +66,7 @@ class GateImportance:
             seen.append((self.made, module, output))
 
         model.requires_grad_(True)
+        outermost = {model.get_submodule(name) for name in output_layers(model, inputs, PRUNABLE_LAYERS)}
         layers = [module for module in model.modules() if type(module) in PRUNABLE_LAYERS]
         hooks = [layer.register_forward_pre_hook(close) for layer in layers]
         hooks += [layer.register_forward_hook(keep) for layer in layers]
@@ -106,7 +109,7 @@ class GateImportance:
         return None
 
 
-def fisher(model: nn.Module, inputs: Inputs, gate: float) -> GateImportance:
+def fisher(model: nn.Module, inputs: Inputs) -> GateImportance:
     """Return Fisher information of random projections of the outputs: how far a gate moves them, to first order.
 
     The mean of (r . dy/dg)^2 over random r ~ N(0, I) is |dy/dg|^2. The distance to the teacher itself has no gradient
@@ -121,10 +124,10 @@ def fisher(model: nn.Module, inputs: Inputs, gate: float) -> GateImportance:
             ]
             yield torch.stack(projected).sum()
 
-    return GateImportance(model, inputs, gate, scalars, lambda rows: rows.square().mean(0))
+    return GateImportance(model, inputs, scalars, lambda rows: rows.square().mean(0))
 
 
-def latent_sensitivity(model: nn.Module, inputs: Inputs, gate: float) -> GateImportance:
+def latent_sensitivity(model: nn.Module, inputs: Inputs) -> GateImportance:
     """Return the part of a gate in how outputs follow the latent, after DCP-GAN (Chung et al. 2024, arXiv 2403.13548).
 
     Floating-point arguments are moved by noise; a score is the mean absolute derivative of the L1 distance that this
@@ -145,7 +148,7 @@ def latent_sensitivity(model: nn.Module, inputs: Inputs, gate: float) -> GateImp
         yield torch.stack([(first - second).abs().sum() for first, second in halves]).sum()
 
     return GateImportance(
-        model, tuple(map(pair, inputs)), gate, scalars, lambda rows: torch.stack(rows.chunk(2)).sum(0).abs().mean(0)
+        model, tuple(map(pair, inputs)), scalars, lambda rows: torch.stack(rows.chunk(2)).sum(0).abs().mean(0)
     )
 
 
@@ -160,7 +163,7 @@ def _by_sample(module: nn.Module, derivative: Tensor, samples: int) -> Tensor:
     return by_sample if groups == samples else by_sample.expand(samples, -1) / samples
 
 
-def scorer(name: str, model: nn.Module, samples: Inputs | None, gate: float) -> Callable[[Any], Tensor | None]:
+def scorer(name: str, model: nn.Module, samples: Inputs | None) -> Callable[[Any], Tensor | None]:
     """Return the importance of torch-pruning of this name, one of those of `ChannelPruner`."""
     if name == "lamp":
         lamp: Callable[[Any], Tensor | None] = tp.importance.LAMPImportance()
@@ -168,4 +171,4 @@ def scorer(name: str, model: nn.Module, samples: Inputs | None, gate: float) -> 
     if name == "l2" or samples is None:
         l2: Callable[[Any], Tensor | None] = tp.importance.GroupMagnitudeImportance(p=2)
         return l2
-    return (fisher if name == "fisher" else latent_sensitivity)(model, samples, gate)
+    return (fisher if name == "fisher" else latent_sensitivity)(model, samples)

@@ -111,7 +111,7 @@ class ChannelPruner(Stage):
         if callable(importance):
             scores = _for_copy(importance, work.source or work.teacher, model)
         else:
-            scores = scorer(importance, model, samples, 1 - self.ratio)
+            scores = scorer(importance, model, samples)
         pruned, kept = prune(
             model,
             work.inputs,
