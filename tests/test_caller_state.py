@@ -207,8 +207,8 @@ def test_a_tensor_that_is_filled_again_does_not_change_what_was_added():
 
 
 def test_settings_computed_with_numpy_are_numbers():
-    assert LSHConfig(num_tables=np.int64(8), storey_lambda=np.float32(0.5), seed=np.int32(3)) == LSHConfig(
-        num_tables=8, storey_lambda=0.5, seed=3
+    assert LSHConfig(num_tables=np.int64(8), occupancy=np.float32(0.5), seed=np.int32(3)) == LSHConfig(
+        num_tables=8, occupancy=0.5, seed=3
     )
     call = {"input1": SIDES[0], "input2": SIDES[1], "lsh": True, "kid": True, "verbose": False}
     given = {"rng_seed": np.int64(3), "kid_subset_size": np.int64(50), "lsh_num_tables": np.int64(4)}

@@ -16,8 +16,7 @@ from torch_fidelity_lsh.fidelity.metric_lsh import lsh_features_to_metric, lsh_k
 
 METRICS = {"fid": True, "prc": True, "lsh": True, "lsh_knn": True}
 ENDS = [f"{name}_ci_{end}" for name in ("precision", "recall", "f_score") for end in ("low", "high")]
-ERRORS = [f"{name}_{kind}" for name in ("precision", "recall") for kind in ("unclipped", "stderr", "pvalue")]
-NUMBERS = ("precision", "recall", "f_score", "effective_generated", "effective_real", *ERRORS, *ENDS)
+NUMBERS = ("precision", "recall", "f_score", "precision_raw", "recall_raw", "precision_stderr", "recall_stderr", *ENDS)
 LSH_KEYS = {f"{metric}_{number}" for metric in ("lsh", "lsh_knn") for number in NUMBERS}
 
 

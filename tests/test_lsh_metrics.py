@@ -1,12 +1,11 @@
-"""The two metrics: against a reference implementation, and on sets whose precision and recall are known."""
+"""The two metrics: against brute force, and on sets whose precision and recall are known."""
 
-import itertools
 import subprocess
 import sys
 
+import brute_force
 import numpy as np
 import pytest
-import reference_metrics
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,11 +13,6 @@ from sklearn.datasets import load_digits
 
 import torch_fidelity_lsh
 from torch_fidelity_lsh import LSHConfig, lsh_features_to_metric, lsh_knn_precision_recall, lsh_precision_recall
-from torch_fidelity_lsh.metric import lsh_knn
-from torch_fidelity_lsh.metric.anchors import AnchorTables
-from torch_fidelity_lsh.metric.functional import FEWEST_ROWS
-from torch_fidelity_lsh.metric.hashing import HashFamily
-from torch_fidelity_lsh.metric.members import Members
 
 METRICS = pytest.mark.parametrize("measure", [lsh_precision_recall, lsh_knn_precision_recall], ids=["lsh", "lsh_knn"])
 DIMENSIONS = pytest.mark.parametrize("dimension", [1, 8, 64])
@@ -32,52 +26,59 @@ def numbers(result):
     return result.to_dict()
 
 
-# Against the reference implementation
+# Against brute force
 
 
-@pytest.mark.parametrize("metric", ["lsh", "lsh_knn"])
-@pytest.mark.parametrize(
-    ("num_generated", "num_real", "dimension"), [(60, 50, 1), (40, 95, 3), (130, 60, 20), (90, 150, 30), (8, 9, 2)]
-)
-def test_metrics_equal_what_the_page_of_definitions_says(metric, num_generated, num_real, dimension, monkeypatch):
-    # One bucket for all, so that the search misses no neighbour.
-    monkeypatch.setattr(HashFamily, "find_width", lambda *_: 1e9)
-    monkeypatch.setattr(lsh_knn, "BUCKET_CAPACITY", 1000)
-    generated, real = normal(num_generated, dimension, 1, shift=0.3), normal(num_real, dimension, 2)
-    members = [Members.of(torch.from_numpy(side), FEWEST_ROWS, 7).values.numpy() for side in (generated, real)]
-    expected = reference_metrics.precision_recall(metric, generated, real, *members, seed=7)
-    measure = {"lsh": lsh_precision_recall, "lsh_knn": lsh_knn_precision_recall}[metric]
-    result = measure(generated, real, LSHConfig(seed=7))
-    assert (result.precision_unclipped, result.recall_unclipped) == pytest.approx(expected, abs=1e-6)
+SIZES = pytest.mark.parametrize(("num_generated", "num_real"), [(30, 30), (41, 23), (17, 36)])
+CONFIG = LSHConfig(num_tables=8, num_hashes=3, neighborhood=2)
 
 
-def test_the_nearer_two_points_are_the_likelier_they_share_a_cell():
-    """What makes nearest-anchor cells a locality-sensitive hash: the collision curve falls with distance."""
-    points = torch.from_numpy(np.rint(normal(4000, 16, 1) * 2**16))
-    cells, _ = AnchorTables.draw(points, 64, 200, np.random.default_rng(0)).nearest(points[:600])
-    collisions = (cells[:, :, None] == cells[:, None, :]).double().mean(0)
-    distances = torch.cdist(points[:600], points[:600]) / 2**16
-    edges = torch.tensor([1e-9, 3.5, 4.5, 5.5, 6.5, 8.0, 12.0])
-    curve = [
-        float(collisions[(distances > low) & (distances <= high)].mean()) for low, high in itertools.pairwise(edges)
-    ]
-    assert all(near > far for near, far in itertools.pairwise(curve))
-    assert curve[0] > 5 * curve[-1]
+@SIZES
+@pytest.mark.parametrize("dimension", [1, 3, 200])
+@pytest.mark.parametrize("coordinates", ["polar", "euclidean"])
+def test_lsh_equals_brute_force(num_generated, num_real, dimension, coordinates):
+    generated, real = normal(num_generated, dimension, 1, shift=0.2), normal(num_real, dimension, 2)
+    config = LSHConfig(num_tables=8, num_hashes=3, coordinates=coordinates)
+    result = lsh_precision_recall(generated, real, config)
+    widths = result.protocol["bucket_widths"]
+    precision, recall, memberships_1, memberships_2 = brute_force.lsh(generated, real, config, widths)
+    assert (result.precision, result.recall) == pytest.approx((precision, recall), abs=1e-12)
+    np.testing.assert_allclose(result.precision_memberships, memberships_1, atol=1e-4)
+    np.testing.assert_allclose(result.recall_memberships, memberships_2, atol=1e-4)
+
+
+@SIZES
+@pytest.mark.parametrize("dimension", [1, 3, 200])
+@pytest.mark.parametrize("coordinates", ["polar", "euclidean"])
+def test_lsh_knn_equals_brute_force(num_generated, num_real, dimension, coordinates):
+    generated, real = normal(num_generated, dimension, 3, shift=0.2), normal(num_real, dimension, 4)
+    config = LSHConfig(num_tables=4, num_hashes=3, neighborhood=2, coordinates=coordinates)
+    assert_equals_brute_force_knn(generated, real, config)
+
+
+def test_lsh_knn_equals_brute_force_with_full_buckets_and_repeated_rows():
+    generated, real = normal(130, 2, 5), np.repeat(normal(33, 2, 6), 4, axis=0)
+    config = LSHConfig(num_tables=3, num_hashes=1, neighborhood=3, bucket_width=4.0)
+    assert_equals_brute_force_knn(generated, real, config)
+
+
+def assert_equals_brute_force_knn(generated, real, config):
+    result = lsh_knn_precision_recall(generated, real, config)
+    expected = brute_force.lsh_knn(generated, real, config, result.protocol["bucket_width"])
+    assert (result.precision, result.recall) == pytest.approx(expected[:2], abs=1e-12)
+    assert result.precision_memberships.tolist() == pytest.approx(expected[2])
+    assert result.recall_memberships.tolist() == pytest.approx(expected[3])
 
 
 # What the numbers mean
 
 
-CONFIG = LSHConfig(num_tables=8, neighborhood=2)
-
-
 @METRICS
 @DIMENSIONS
 def test_sets_of_one_distribution_score_one(measure, dimension):
-    results = [measure(normal(1000, dimension, s), normal(1000, dimension, s + 50)) for s in range(6)]
-    assert np.mean([r.precision_unclipped for r in results]) == pytest.approx(1, abs=0.06)
-    assert np.mean([r.recall_unclipped for r in results]) == pytest.approx(1, abs=0.06)
-    assert all(r.precision <= 1 and r.recall <= 1 for r in results)
+    results = [measure(normal(1000, dimension, s), normal(1000, dimension, s + 50)) for s in range(4)]
+    assert np.mean([r.precision for r in results]) > 0.96
+    assert np.mean([r.recall for r in results]) > 0.96
 
 
 @METRICS
@@ -92,7 +93,6 @@ def test_dimension_and_sample_size_do_not_move_the_score_of_one_distribution(mea
 def test_sets_far_apart_score_zero(measure, dimension):
     result = measure(normal(500, dimension, 1, shift=20.0), normal(500, dimension, 2))
     assert (result.precision, result.recall, result.f_score) == (0.0, 0.0, 0.0)
-    assert max(result.precision_pvalue, result.recall_pvalue) < 1e-4
 
 
 @METRICS
@@ -102,7 +102,7 @@ def test_mode_collapse_keeps_precision_and_loses_recall(measure):
     real = modes[rng.integers(10, size=2000)] + rng.standard_normal((2000, 16))
     collapsed = modes[rng.integers(2, size=2000)] + rng.standard_normal((2000, 16))
     result = measure(collapsed, real)
-    assert result.precision > 0.85
+    assert result.precision > 0.9
     assert result.recall == pytest.approx(0.2, abs=0.07)
     swapped = measure(real, collapsed)
     assert swapped.precision == pytest.approx(0.2, abs=0.07)
@@ -112,7 +112,7 @@ def test_mode_collapse_keeps_precision_and_loses_recall(measure):
 @METRICS
 @DIMENSIONS
 @pytest.mark.parametrize("side", ["generated", "real"])
-@pytest.mark.parametrize(("shift", "move"), [(10, 0.01), (0, 0.05)])
+@pytest.mark.parametrize(("shift", "move"), [(10, 0.01), (0, 0.03)])
 def test_one_outlier_moves_nothing(measure, dimension, side, shift, move):
     generated, real = normal(1000, dimension, 1, shift=shift / dimension**0.5), normal(1000, dimension, 2)
     before = measure(generated, real)
@@ -130,8 +130,8 @@ def test_one_outlier_beyond_the_other_set_moves_nothing(measure, dimension, side
     generated, real = normal(1000, dimension, 1, shift=6.0), normal(1000, dimension, 2)
     {"generated": generated, "real": real}[side][0] = {"generated": -3, "real": 9}[side]
     result = measure(generated, real)
-    assert result.precision <= 0.02
-    assert result.recall <= 0.02
+    assert result.precision <= 0.01
+    assert result.recall <= 0.01
 
 
 @METRICS
@@ -186,9 +186,10 @@ def test_lowest_memberships_are_the_outliers(measure):
     generated = normal(500, 16, 1)
     generated[:20] += 10
     result = measure(generated, normal(500, 16, 2))
-    assert result.precision_memberships[:20].max() < 0.01
-    assert result.precision_memberships[20:].mean() == pytest.approx(0.5, abs=0.05)
+    assert result.precision_memberships[:20].max() == 0
+    assert result.precision_memberships[20:].mean() > 0.5
     assert result.precision_memberships.shape == result.recall_memberships.shape == (500,)
+    assert result.precision_raw == pytest.approx(result.precision_memberships.mean().item())
 
 
 @METRICS
@@ -197,13 +198,11 @@ def test_standard_error_covers_the_spread_of_repeated_measurements(measure):
         far = np.random.default_rng(seed).random((600, 1)) < 0.5
         return np.where(far, normal(600, 16, seed, shift=4), normal(600, 16, seed))
 
-    results = [measure(half_far(s), normal(600, 16, s + 99)) for s in range(16)]
+    results = [measure(half_far(s), normal(600, 16, s + 99)) for s in range(12)]
     spread = np.std([r.precision for r in results], ddof=1)
     stated = np.mean([r.precision_stderr for r in results])
-    assert 0.6 * spread < stated < 2.5 * spread
-    mean = np.mean([r.precision for r in results])
-    assert mean == pytest.approx(0.5, abs=0.04)
-    assert sum(low <= mean <= high for low, high in (r.interval("precision") for r in results)) >= 13
+    assert 0.5 * spread < stated < 5 * spread  # wide on purpose: also for what the strict test may have missed
+    assert sum(low <= 0.5 <= high for low, high in (r.interval("precision") for r in results)) >= 10
 
 
 @METRICS
@@ -216,112 +215,13 @@ def test_intervals_of_two_halves_of_one_set_hold_one(measure):
     assert held >= 36
 
 
-@METRICS
-def test_a_few_percent_off_the_manifold_are_found(measure):
-    """The value falls by about as much, and the test notices; without strangers it seldom does."""
-    alarms, values = [], []
-    for seed in range(6):
-        real, clean = normal(3000, 16, seed), normal(3000, 16, seed + 100)
-        off = clean.copy()
-        off[:150] = normal(150, 16, seed + 200, shift=1.5)
-        results = [measure(side, real) for side in (clean, off)]
-        alarms.append([r.precision_pvalue < 0.05 for r in results])
-        values.append(results[0].precision_unclipped - results[1].precision_unclipped)
-    false, found = np.sum(alarms, axis=0)
-    assert false <= 1
-    assert found >= 5
-    assert np.mean(values) == pytest.approx(0.05, abs=0.015)
-
-
-@METRICS
-@pytest.mark.parametrize("dimension", [16, 64])
-@pytest.mark.parametrize("near_copies", [False, True])
-def test_a_small_class_beside_big_ones_keeps_its_precision(measure, dimension, near_copies):
-    """A pure loss of diversity must not read as a loss of quality (sizes and spreads differ twentyfold)."""
-    far = 20 if dimension == 64 else 10
-    axes = far * np.eye(dimension)
-    results = []
-    for seed in range(6):
-        rng = np.random.default_rng([seed, dimension])
-
-        def draw(n, mean, spread, rng=rng):
-            return mean + spread * rng.standard_normal((n, dimension))
-
-        generated, same = (draw(135, axes[0], 1.3) for _ in range(2))
-        big = draw(2200, 0, 1)
-        if near_copies:
-            big = np.concatenate([big[:440] + 0.1 * rng.standard_normal((440, dimension)) for _ in range(5)])
-        real = np.concatenate([same, big, draw(400, axes[1], 1.2), draw(800, axes[2], 1.5)])
-        results.append(measure(generated, real))
-    assert np.mean([r.precision_unclipped for r in results]) == pytest.approx(1, abs=0.2)
-    assert np.mean([r.recall for r in results]) < 0.08
-
-
-@METRICS
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("side", [0, 1])
-def test_rows_given_twice_change_nothing(measure, share, side):
-    """A folder copied twice, a data set with duplicates."""
-    sides = [normal(1200, 64, 1), normal(1200, 64, 2)]
-    before = measure(*sides)
-    sides[side] = np.concatenate([sides[side], sides[side][: round(share * 1200)]])
-    after = measure(*sides)
-    assert after.precision_unclipped == pytest.approx(before.precision_unclipped, abs=0.03)
-    assert after.recall_unclipped == pytest.approx(before.recall_unclipped, abs=0.03)
-    assert after.protocol[("repeats_generated", "repeats_real")[side]] == pytest.approx(share / (1 + share))
-
-
-@METRICS
-@pytest.mark.parametrize("share", [0.3, 1.0])
-@pytest.mark.parametrize("side", [0, 1])
-def test_rows_with_a_near_copy_change_little_and_are_reported(measure, share, side):
-    """The same pictures saved twice, with other bytes."""
-    values, name = [], ("generated", "real")[side]
-    for seed in range(4):
-        sides = [normal(1200, 64, seed), normal(1200, 64, seed + 50)]
-        copied = sides[side][: round(share * 1200)]
-        sides[side] = np.concatenate([sides[side], copied + 0.05 * normal(len(copied), 64, seed + 99)])
-        with pytest.warns(UserWarning, match=f"of the {name} samples nearly repeat another one"):
-            result = measure(*sides)
-        values.append((result.precision_unclipped, result.recall_unclipped))
-        assert result.protocol[f"near_copies_{name}"] == pytest.approx(share / (1 + share), abs=0.02)
-    np.testing.assert_allclose(np.mean(values, axis=0), 1, atol=0.08)
-
-
-@pytest.mark.parametrize("dimension", [1, 2, 8, 64])
-def test_neighbours_are_not_taken_for_near_copies(dimension):
-    result = lsh_precision_recall(normal(1000, dimension, 1), normal(1000, dimension, 2))
-    assert result.protocol["near_copies_generated"] < 0.03
-    assert result.protocol["near_copies_real"] < 0.03
-
-
-@METRICS
-def test_samples_far_from_the_real_ones_have_not_collapsed(measure):
-    result = measure(normal(600, 64, 1, shift=3), normal(600, 64, 2))
-    assert result.precision == 0
-    assert result.effective_generated > 500
-
-
-def test_a_collapsed_side_has_few_effective_samples_and_says_so():
-    real = normal(1000, 64, 1)
-    collapsed = real[0] + 0.01 * normal(1000, 64, 2)
-    with pytest.warns(UserWarning, match="1000 generated samples lie so close together.* may have collapsed"):
-        result = lsh_precision_recall(collapsed, real)
-    assert result.effective_generated < 20
-    assert result.effective_real > 500
-    assert result.precision_stderr > 0.1
-    assert result.recall < 0.02
-
-
-@METRICS
-@pytest.mark.filterwarnings("ignore:.*may have collapsed")
-def test_a_collapsed_generator_inside_the_support_has_precision(measure):
-    """One spot passes or fails as a whole: asked at a large lambda, it would toss a coin."""
+def test_a_collapsed_generator_inside_the_support_has_precision():
+    """One spot passes or fails as a whole: a median test alone would toss a coin."""
     real = normal(1000, 8, 1)
     from_the_middle = np.linalg.norm(real, axis=1).argsort()[100:600:100]
     spots = [real[i] + 1e-3 * normal(500, 8, i) for i in from_the_middle]
     for spot in spots:
-        result = measure(spot, real)
+        result = lsh_knn_precision_recall(spot, real)
         assert result.precision > 0.8
         assert result.recall < 0.05
 
@@ -429,10 +329,8 @@ def test_translation_and_permutation_change_nothing(measure, pair, seed):
 def test_all_numbers_are_in_range(measure, pair):
     result = measure(*pair, CONFIG)
     assert all(np.isfinite(value) for value in numbers(result).values())
-    for value in (result.precision, result.recall, result.f_score, result.precision_pvalue, result.recall_pvalue):
+    for value in (result.precision, result.recall, result.f_score, result.precision_raw, result.recall_raw):
         assert 0 <= value <= 1
-    assert 0 < result.effective_generated <= len(pair[0])
-    assert 0 < result.effective_real <= len(pair[1])
     assert min(result.precision_stderr, result.recall_stderr) >= 0
 
 
@@ -455,7 +353,7 @@ def test_different_constants_score_zero(measure):
 @METRICS
 def test_varied_samples_miss_a_constant_support(measure):
     result = measure(normal(50, 5, 1), np.zeros((50, 5)))
-    assert result.precision == 0.0
+    assert (result.precision, result.recall) == (0.0, 0.0)
 
 
 @METRICS
@@ -469,7 +367,8 @@ def test_repeated_rows_count_as_samples(measure):
 
 @METRICS
 def test_few_samples_give_a_number(measure):
-    result = measure(normal(8, 3, 1), normal(8, 3, 2))
+    n = 2 if measure is lsh_precision_recall else 4
+    result = measure(normal(n, 3, 1), normal(n, 3, 2))
     assert np.isfinite(list(numbers(result).values())).all()
 
 
@@ -488,14 +387,19 @@ def test_few_samples_give_a_number(measure):
         (torch.zeros(17, 2, dtype=torch.uint8), torch.zeros(17, 2), "floating-point numbers; got dtype torch.uint8"),
         (np.zeros(17), np.zeros((17, 2)), r"features_generated must be N x D with D >= 1; got shape \(17,\)"),
         (np.zeros((17, 0)), np.zeros((17, 0)), r"got shape \(17, 0\)"),
-        (np.zeros((1, 2)), np.zeros((17, 2)), r"features_generated must hold at least 8 samples; got 1"),
-        (np.zeros((17, 2)), np.zeros((0, 2)), r"features_real must hold at least 8 samples; got 0"),
+        (np.zeros((1, 2)), np.zeros((17, 2)), r"features_generated must hold at least \d+ samples .* got 1"),
+        (np.zeros((17, 2)), np.zeros((0, 2)), r"features_real must hold at least \d+ samples .* got 0"),
         ([[0.0]] * 17, np.zeros((17, 1)), "features_generated must be a tensor or a numpy array; got list"),
     ],
 )
 def test_unusable_features_are_refused(measure, generated, real, message):
     with pytest.raises(ValueError, match=message):
         measure(generated, real)
+
+
+def test_too_narrow_a_bucket_is_refused():
+    with pytest.raises(ValueError, match="bucket_width=1e-09 is too small"):
+        lsh_knn_precision_recall(normal(100, 8, 1), normal(100, 8, 2), LSHConfig(bucket_width=1e-9))
 
 
 def test_sparse_modes_belong_to_the_support_as_much_as_dense_ones():
@@ -507,6 +411,11 @@ def test_sparse_modes_belong_to_the_support_as_much_as_dense_ones():
     generated = modes[sparse] + spreads[sparse] * rng.standard_normal((2000, 16))
     assert lsh_precision_recall(generated, real).precision > 0.8
     assert lsh_knn_precision_recall(generated, real).precision > 0.7
+
+
+def test_neighborhood_needs_as_many_samples():
+    with pytest.raises(ValueError, match="at least 12 samples for these settings; got 11"):
+        lsh_knn_precision_recall(normal(11, 2, 1), normal(50, 2, 2), LSHConfig(neighborhood=10))
 
 
 # Types and shapes of what goes in and comes out
@@ -524,8 +433,9 @@ def test_result_states_its_protocol_and_reads_well():
     result = lsh_precision_recall(normal(80, 4, 1), normal(90, 4, 2), LSHConfig(num_tables=24, seed=7))
     assert result.protocol["num_generated"] == 80
     assert result.protocol["num_real"] == 90
-    assert (result.protocol["num_tables"], result.protocol["storey_lambda"], result.protocol["seed"]) == (24, 0.6, 7)
-    assert result.protocol["effective_real"] == result.effective_real
+    assert result.protocol["matched_size"] == 80
+    assert (result.protocol["num_tables"], result.protocol["num_hashes"], result.protocol["seed"]) == (24, 12, 7)
+    assert result.protocol["bucket_widths"] == sorted(result.protocol["bucket_widths"])
     assert result.protocol["versions"]["numpy"] == np.__version__
     assert repr(result).startswith("lsh: precision ")
     assert "(80 generated, 90 real)" in repr(result)
@@ -545,8 +455,8 @@ def test_result_keys_are_the_constants(metric):
 
 def test_options_reach_the_metric():
     sides = normal(80, 4, 1), normal(80, 4, 2)
-    options = {"lsh_num_tables": 24, "lsh_storey_lambda": 0.5, "rng_seed": 5}
-    expected = lsh_precision_recall(*sides, LSHConfig(num_tables=24, storey_lambda=0.5, seed=5)).to_dict()
+    options = {"lsh_num_tables": 24, "lsh_occupancy": 0.5, "rng_seed": 5}
+    expected = lsh_precision_recall(*sides, LSHConfig(num_tables=24, occupancy=0.5, seed=5)).to_dict()
     assert lsh_features_to_metric(*sides, **options) == expected
 
 
@@ -559,11 +469,16 @@ def test_mistyped_option_is_refused_with_the_nearest_name(name):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"neighborhood": 1}, "neighborhood must be an integer of at least 2; got 1"),
-        ({"num_components": 2.0}, "num_components must be an integer of at least 1; got 2.0"),
+        ({"neighborhood": 1}, "neighborhood must be an integer of at least 2, or None; got 1"),
+        ({"num_hashes": 2.0}, "num_hashes must be an integer of at least 1, or None; got 2.0"),
         ({"num_tables": True}, "num_tables must be an integer"),
-        ({"storey_lambda": 1}, "storey_lambda must be a number between 0 and 1, both excluded, or None; got 1"),
-        ({"storey_lambda": float("nan")}, "storey_lambda must be a number between 0 and 1"),
+        ({"bucket_width": -1}, "bucket_width must be a positive number, or None; got -1"),
+        ({"bucket_width": float("nan")}, "bucket_width must be a positive number"),
+        ({"occupancy": 1}, "occupancy must be a number between 0 and 1, both excluded, or None; got 1"),
+        (
+            {"coordinates": "polr"},
+            "coordinates must be one of polar, radial, euclidean; got 'polr'; did you mean \"polar\"",
+        ),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),
         ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
     ],

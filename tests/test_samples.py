@@ -105,7 +105,7 @@ def test_a_bad_item_further_on_is_named_with_its_cause(late, message, workers, n
 
 def test_images_of_any_size_pass_one_at_a_time(no_extractor):
     no_extractor.append(1)
-    dataset = Items([image(value, (3, 8, 8 + value)) for value in range(9)])
+    dataset = Items([image(value, (3, 8, 8 + value)) for value in range(6)])
     assert calculate_metrics(**LITE, input1=dataset, input2=dataset, batch_size=1)["lsh_precision"] == 1
 
 
@@ -263,8 +263,8 @@ def test_a_generator_left_in_training_mode_is_told(images, counting_extractor, n
         ),
         ("isc", (9, 9), {"isc_splits": 2.0}, "isc_splits must be an integer of at least 1; got 2.0"),
         ("prc", (9, 3), {}, "prc needs at least 4 samples for prc_neighborhood=3, and input2 has 3"),
-        ("lsh", (1, 9), {}, "features_generated must hold at least 8 samples; got 1"),
-        ("lsh_knn", (3, 9), {}, "features_generated must hold at least 8 samples; got 3"),
+        ("lsh", (1, 9), {}, "features_generated must hold at least 2 samples for these settings; got 1"),
+        ("lsh_knn", (3, 9), {}, "features_generated must hold at least 4 samples for these settings; got 3"),
     ],
 )
 def test_the_smallest_number_of_samples_is_said(metric, rows, settings, message):

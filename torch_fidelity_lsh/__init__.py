@@ -19,7 +19,6 @@ from torch_fidelity_lsh.fidelity.metric_lsh import (
     lsh_knn_featuresdict_to_metric,
 )
 from torch_fidelity_lsh.fidelity.registry import MetricOption, register_metric
-from torch_fidelity_lsh.metric.comparison import Comparison, Difference, compare
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.functional import (
     PrecisionRecall,

@@ -19,20 +19,17 @@ from torch_fidelity_lsh.fidelity import upstream
 from torch_fidelity_lsh.fidelity.calculate import calculate_metrics, create_reference
 from torch_fidelity_lsh.fidelity.distributed import RanksError, rank_and_size, ranks_of_torchrun, together
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, MetricOption, plugin_keywords
-from torch_fidelity_lsh.metric.comparison import NUMBERS, compare
-from torch_fidelity_lsh.metric.config import LSHConfig, option_fields
+from torch_fidelity_lsh.metric.config import option_fields
 from torch_fidelity_lsh.metric.files import check_writable
-from torch_fidelity_lsh.metric.functional import METRICS
 from torch_fidelity_lsh.metric.messages import did_you_mean
 from torch_fidelity_lsh.metric.reference import SUFFIX, save_reference
 
 _USER_ERRORS = (ValueError, OSError, ImportError, RanksError)
 _INTERRUPTED = 130  # as shells report it
-_FALLS = 3  # a difference lies below --fail-below
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command, ``fidelity-lsh index`` or ``fidelity-lsh compare`` if one of these is its first argument.
+    """Run the command, ``fidelity-lsh index`` if that is its first argument.
 
     The result is the only thing on stdout; progress, warnings and errors go to stderr. Under ``torchrun`` the ranks
     share the work, and the first one prints.
@@ -41,18 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the command's name. Default: those of the process.
 
     Returns:
-        Exit code: 0; 1 after an error in what the user asked for; 3 where ``compare`` finds a fall that is too large;
-        130 after an interrupt. Wrong options exit with 2.
+        Exit code: 0; 1 after an error in what the user asked for; 130 after an interrupt. Wrong options exit with 2.
     """
     argv = sys.argv[1:] if argv is None else argv
-    command = argv[0] if argv and argv[0] in _COMMANDS else ""
-    make, run = _COMMANDS[command]
-    parser = make()
-    args = _parse_strictly(parser, argv[1:] if command else argv)
+    indexing = argv[:1] == ["index"]
+    parser = make_index_parser() if indexing else make_parser()
+    args = _parse_strictly(parser, argv[1:] if indexing else argv)
     try:
         # Upstream's KID prints a remark to stdout.
         with _short_warnings(parser.prog), ranks_of_torchrun(), redirect_stdout(sys.stderr):
-            text, code = run(args)
+            text = _index(args) if indexing else _measure(args)
             is_first = rank_and_size()[0] == 0
     except _USER_ERRORS as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -62,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     if is_first:
         print(text)
-    return code
+    return 0
 
 
 @contextmanager
@@ -72,32 +67,22 @@ def _short_warnings(program: str) -> Iterator[None]:
         yield
 
 
-def _measure(args: dict[str, Any]) -> tuple[str, int]:
+def _measure(args: dict[str, Any]) -> str:
     metrics = calculate_metrics(**_call_keywords(args))
-    return _as_json(metrics) if args["json"] else _as_text(metrics), 0
+    return _as_json(metrics) if args["json"] else _as_text(metrics)
 
 
-def _compare(args: dict[str, Any]) -> tuple[str, int]:
-    config = LSHConfig.from_kwargs(args)
-    keywords = _keywords_of_one_input(args)
-    sets = [create_reference(input=args[name], **keywords) for name in ("input1", "against", "input2")]
-    result = compare(sets[0], sets[1], sets[2], config, args["metric"], args["paired"])
-    limit, differences = args["fail_below"], [getattr(result, name) for name in NUMBERS]
-    fails = limit is not None and any(difference.interval[1] < limit for difference in differences)
-    lines = [result.verdict, *(f"{name}: {each}" for name, each in zip(NUMBERS, differences, strict=True))]
-    return _as_json(result.to_dict()) if args["json"] else "\n".join(lines), _FALLS if fails else 0
-
-
-def _index(args: dict[str, Any]) -> tuple[str, int]:
+def _index(args: dict[str, Any]) -> str:
     together(lambda: check_writable(args["output"], "--output", SUFFIX) if rank_and_size()[0] == 0 else None)
-    reference = create_reference(input=args["input"], **_keywords_of_one_input(args))
+    keywords = {name: value for name, value in _call_keywords(args).items() if name != "input2"}
+    reference = create_reference(input=args["input"], **keywords)
     if rank_and_size()[0] == 0:
         save_reference(reference, args["output"])
     source = f" from {reference.source}" if reference.source else ""
     text = f"{args['output']}: {len(reference)} samples, {reference.dimension} features each{source}"
     summary = {"output": args["output"], "samples": len(reference), "dimension": reference.dimension}
     sources = {"feature_extractor": reference.feature_extractor, "feature_layer": reference.feature_layer}
-    return _as_json({**summary, **sources}) if args["json"] else text, 0
+    return _as_json({**summary, **sources}) if args["json"] else text
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -148,44 +133,15 @@ def make_index_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--input", required=True, help="the samples: whatever --input2 of fidelity-lsh takes")
     parser.add_argument("--output", required=True, help="file to write, ending in .safetensors")
-    _add_options_of_one_input(parser, ("num_components",))
-    return parser
-
-
-def make_compare_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``fidelity-lsh compare``."""
-    parser = argparse.ArgumentParser(
-        "fidelity-lsh compare",
-        description="Compare two generators with the same real samples: differences with 95 % confidence intervals.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    inputs = {"input1": "the generated samples", "against": "those of the other generator", "input2": "the real ones"}
-    for name, samples in inputs.items():
-        parser.add_argument(_flag(name), required=True, help=f"{samples}: whatever --input2 of fidelity-lsh takes")
-    parser.add_argument("--metric", choices=METRICS, default="lsh_knn", help="what is compared")
-    parser.add_argument("--paired", action="store_true", help="row i of both generators comes from the same latent")
-    parser.add_argument(
-        "--fail-below", type=float, help="exit with 3 where the interval of a difference ends below this, such as -0.05"
-    )
-    _add_options_of_one_input(parser, tuple(option_fields()))
-    return parser
-
-
-def _add_options_of_one_input(parser: argparse.ArgumentParser, settings: Sequence[str]) -> None:
-    """Add upstream's options of one input and of feature extraction, and settings of the metrics."""
     parser.add_argument("--feature-layer-lsh", help="name of the feature layer (default: that of prc)")
-    for name in settings:
-        option = option_fields()[name]
-        parser.add_argument(
-            _flag(f"lsh_{name}"),
-            type=option.metadata["parse"],
-            default=option.default,
-            help=_help(option.metadata["help"]),
-        )
+    components = option_fields()["num_components"]
+    parser.add_argument(
+        "--lsh-num-components", type=int, default=components.default, help=_help(components.metadata["help"])
+    )
     for action in _upstream_parser()._actions:
         if action.dest.removeprefix("no_") in _INDEX_OPTIONS:
             parser._add_action(action)
+    return parser
 
 
 class _ParserBuiltError(Exception):
@@ -257,11 +213,6 @@ def _call_keywords(args: dict[str, Any]) -> dict[str, Any]:
     return {**keywords, "verbose": not args["silent"], "cuda": _wants_cuda(args)}
 
 
-def _keywords_of_one_input(args: dict[str, Any]) -> dict[str, Any]:
-    """Return the keywords of ``create_reference``, its input apart."""
-    return {name: value for name, value in _call_keywords(args).items() if name not in ("input1", "input2")}
-
-
 def _wants_cuda(args: dict[str, Any]) -> bool:
     if args["gpu"] is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = args["gpu"]
@@ -281,10 +232,3 @@ def _as_text(metrics: dict[str, Any]) -> str:
         f"{key}: {value}" if isinstance(value, np.ndarray) else f"{key}: {value:.7g}" for key, value in metrics.items()
     )
     return "\n".join(lines)
-
-
-_COMMANDS = {
-    "": (make_parser, _measure),
-    "index": (make_index_parser, _index),
-    "compare": (make_compare_parser, _compare),
-}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_fidelity_lsh.metric.coordinates import by_blocks
+from torch_fidelity_lsh.metric.coordinates import by_blocks, content_hash
 from torch_fidelity_lsh.metric.hashing import HashFamily
 
 BLOCK_ELEMENTS = 2**20  # of coordinates gathered and distances computed at a time
@@ -63,12 +63,19 @@ class Buckets:
         end = torch.where(self.keys.gather(1, place) == keys, self.ends.gather(1, place), start)
         return start, end
 
+    @property
+    def collisions(self) -> float:
+        """Probability in [0, 1] that two of the samples share a bucket."""
+        tables, size = self.keys.shape
+        return int((self.ends - self.starts - 1).sum()) / (tables * size * max(1, size - 1))
+
 
 @dataclass(frozen=True)
 class BucketIndex:
     """N x P coordinates in L hash tables, of which each bucket offers its first ``capacity`` members.
 
-    Rows must be in pseudo-random order, since a full bucket offers the first of its members.
+    Rows are in a pseudo-random order that depends on the coordinates alone, so that which members a full bucket offers
+    does not depend on the order the samples came in.
 
     Attributes:
         family: The hash functions.
@@ -85,8 +92,11 @@ class BucketIndex:
     capacity: int
 
     @classmethod
-    def build(cls, family: HashFamily, width: float, coordinates: torch.Tensor, capacity: int) -> BucketIndex:
-        """Index N x P coordinates."""
+    def build(
+        cls, family: HashFamily, width: float, coordinates: torch.Tensor, num_samples: int, capacity: int
+    ) -> BucketIndex:
+        """Index ``num_samples`` of the N x P coordinates, chosen pseudo-randomly where there are more."""
+        coordinates = coordinates[content_hash(coordinates).argsort(stable=True)[:num_samples]]
         return cls(family, width, coordinates, Buckets.of(family.keys(coordinates, width)), capacity)
 
     def nearest(self, queries: torch.Tensor, buckets: Buckets, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,8 @@
-"""From reduced features to the coordinates in which distances are taken.
+"""From reduced features to the coordinates that are hashed, fitted on the real ones alone.
 
-Coordinates are whole numbers of a fine unit. Sums of their products are then exact in float64, so that distances and
-results are the same to the last digit whatever the order of rows, the number of threads or the device.
+Coordinates are whole numbers of a fine unit, and hash directions are whole numbers too. All sums of products that
+follow are then exact in float64, so that keys, distances and results are the same to the last digit whatever the order
+of rows, the number of threads or the device.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 # A coordinate holds up to 2^24 units, which float32 does exactly.
@@ -16,34 +18,36 @@ UNIT = 2.0**-18
 CLAMP = 64.0
 ROWS_AT_ONCE = 4096
 
-NORM_WEIGHT = 0.1  # spread of the norm coordinate in the fitted set, where the others have length about 1
+# Spread of the norm coordinate among real samples, where the others have length about 1.
+NORM_WEIGHT = {"polar": 0.5, "radial": 0.1, "euclidean": 0.0}
+SOFTENING = 1.5  # samples within so many spreads of the centre keep a direction shorter than 1
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """A map from reduced features to coordinates: features about their centre, and how unusual their norm is.
-
-    In many dimensions distances hardly change with the norm; the further coordinate keeps what the norm tells.
+    """A fitted map from reduced features to coordinates.
 
     Attributes:
-        centre: P centre of the fitted set, outliers left out.
-        norm: Median distance to the centre.
+        kind: ``LSHConfig.coordinates``.
+        centre: P centre of the real samples, outliers left out.
+        norm: Median distance of real samples to the centre.
         norm_spread: Half the distance between the 16 % and 84 % quantiles of that distance.
     """
 
+    kind: str
     centre: torch.Tensor
     norm: float
     norm_spread: float
 
     @classmethod
-    def fit(cls, values: torch.Tensor) -> Coordinates:
-        """Fit the map on N x P reduced features."""
-        centre = _robust_mean(values)
-        norms = _distances(values, centre)
+    def fit(cls, real: torch.Tensor, kind: str) -> Coordinates:
+        """Fit the map on N x P reduced features of the real samples."""
+        centre = _robust_mean(real)
+        norms = _distances(real, centre)
         norm = _quantile(norms, 0.5)
         spread = (_quantile(norms, 0.84) - _quantile(norms, 0.16)) / 2
         tiny = torch.finfo(torch.float64).tiny
-        return cls(centre, max(norm, tiny), max(spread, 0.01 * norm, tiny))
+        return cls(kind, centre, max(norm, tiny), max(spread, 0.01 * norm, tiny))
 
     def __call__(self, reduced: torch.Tensor) -> torch.Tensor:
         """Return the N x (P + 1) coordinates of N x P reduced features, float32 whole numbers of ``UNIT``."""
@@ -51,8 +55,12 @@ class Coordinates:
 
     def _of_block(self, reduced: torch.Tensor) -> torch.Tensor:
         centred = reduced - self.centre
-        excess = NORM_WEIGHT * (_norms(centred)[:, None] - self.norm) / self.norm_spread
-        return torch.cat([centred.div_(self.norm), excess], dim=1).clamp_(-CLAMP, CLAMP).div_(UNIT).round_().float()
+        norms = _norms(centred)[:, None]
+        length: torch.Tensor | float = self.norm
+        if self.kind == "polar":
+            length = torch.hypot(norms, norms.new_tensor(SOFTENING * self.norm_spread))
+        excess = NORM_WEIGHT[self.kind] * (norms - self.norm) / self.norm_spread
+        return torch.cat([centred.div_(length), excess], dim=1).clamp_(-CLAMP, CLAMP).div_(UNIT).round_().float()
 
 
 def _robust_mean(rows: torch.Tensor) -> torch.Tensor:
@@ -85,3 +93,19 @@ def _norms(rows: torch.Tensor) -> torch.Tensor:
 
 def _quantile(values: torch.Tensor, q: float) -> float:
     return values.kthvalue(1 + round(q * (len(values) - 1))).values.item()
+
+
+def content_hash(coordinates: torch.Tensor) -> torch.Tensor:
+    """Return N int64 numbers, pseudo-random but the same for equal rows of N x P coordinates."""
+    rng = np.random.default_rng(coordinates.shape[1])
+    multipliers = torch.from_numpy(rng.integers(-(2**63), 2**63, coordinates.shape[1], dtype=np.int64) | 1)
+    multipliers = multipliers.to(coordinates.device)
+    return by_blocks(lambda rows: (rows.long() * multipliers).sum(1), coordinates)
+
+
+def distinct(coordinates: torch.Tensor) -> torch.Tensor:
+    """Return the rows of N x P coordinates, of equal ones only one, in an order that depends on the rows alone."""
+    hashes, order = content_hash(coordinates).sort()
+    is_first = torch.ones_like(hashes, dtype=torch.bool)
+    is_first[1:] = hashes[1:] != hashes[:-1]
+    return coordinates[order[is_first]]

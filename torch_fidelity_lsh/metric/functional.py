@@ -9,35 +9,23 @@ which no code is public; the definitions are this project's and are stated in ``
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 import torch
 
-from torch_fidelity_lsh.metric import lsh, lsh_knn
-from torch_fidelity_lsh.metric.anchors import SHARE_OF_ANCHORS
 from torch_fidelity_lsh.metric.arrays import as_features
-from torch_fidelity_lsh.metric.config import LSHConfig
-from torch_fidelity_lsh.metric.conformal import Estimate, Scored, estimate, test_of_membership
-from torch_fidelity_lsh.metric.coordinates import Coordinates
+from torch_fidelity_lsh.metric.calibration import Verdict
+from torch_fidelity_lsh.metric.config import LSHConfig, ResolvedConfig
+from torch_fidelity_lsh.metric.coordinates import Coordinates, distinct
 from torch_fidelity_lsh.metric.guard import default_modes
-from torch_fidelity_lsh.metric.members import Members
+from torch_fidelity_lsh.metric.lsh import BucketSupport
+from torch_fidelity_lsh.metric.lsh_knn import NeighbourSupport
 from torch_fidelity_lsh.metric.reduction import RESOLUTION, ReducedFeatures
-from torch_fidelity_lsh.metric.spacing import NUM_ANCHORS, Spacing
 
 Features = torch.Tensor | npt.NDArray[Any] | ReducedFeatures
-
-
-ScoreFolds = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, LSHConfig], list[Scored]]
-METRICS: dict[str, ScoreFolds] = {"lsh": lsh.score_folds, "lsh_knn": lsh_knn.score_folds}
-
-FEWEST_ROWS = 8  # distinct ones, of which two can be held out in each of four folds
-FEW_EFFECTIVE = 1 / 20  # of the samples
-MANY_NEAR_COPIES = 0.05  # of the distinct samples
 
 
 @dataclass(frozen=True)
@@ -46,86 +34,50 @@ class PrecisionRecall:
 
     Attributes:
         metric: ``"lsh"`` or ``"lsh_knn"``, the prefix of the keys of :meth:`to_dict`.
-        precision_estimate: Estimate of the share of generated samples that are members of the real set.
-        recall_estimate: Estimate of the share of real samples that are members of the generated set.
-        precision_pvalue: P-value in [0, 1] of the hypothesis that all generated samples are members of the real set.
-        recall_pvalue: The same for the real samples.
-        protocol: All that a reader needs to repeat the measurement: direction, sample sizes, settings, versions.
+        precision: Share in [0, 1] of generated samples inside the real support, relative to real samples left out.
+        recall: Share in [0, 1] of real samples inside the generated support, likewise.
+        precision_raw: Mean of ``precision_memberships``.
+        recall_raw: Mean of ``recall_memberships``.
+        precision_stderr: Standard error of ``precision``, over samples and, in ``lsh``, over hash tables. That of a
+            precision of 1 or 0 is what it would be next to it.
+        recall_stderr: The same for ``recall``.
+        precision_memberships: Membership in [0, 1] of each generated sample, float64 on the CPU, in the given order.
+            The lowest are the outliers.
+        recall_memberships: The same for each real sample.
+        protocol: All that a reader needs to repeat the measurement: direction, sample sizes, settings, fitted widths,
+            versions.
     """
 
     metric: str
-    precision_estimate: Estimate = field(repr=False)
-    recall_estimate: Estimate = field(repr=False)
-    precision_pvalue: float
-    recall_pvalue: float
+    precision: float
+    recall: float
+    precision_raw: float
+    recall_raw: float
+    precision_stderr: float
+    recall_stderr: float
+    precision_memberships: torch.Tensor = field(repr=False)
+    recall_memberships: torch.Tensor = field(repr=False)
     protocol: dict[str, Any] = field(repr=False)
-
-    @property
-    def precision(self) -> float:
-        """Share in [0, 1] of generated samples inside the real support."""
-        return min(1.0, self.precision_unclipped)
-
-    @property
-    def recall(self) -> float:
-        """Share in [0, 1] of real samples inside the generated support."""
-        return min(1.0, self.recall_unclipped)
-
-    @property
-    def precision_unclipped(self) -> float:
-        """Precision before it is clipped at 1; its expectation is 1 where both sides have one distribution."""
-        return self.precision_estimate.value
-
-    @property
-    def recall_unclipped(self) -> float:
-        """Recall before it is clipped at 1, likewise."""
-        return self.recall_estimate.value
-
-    @property
-    def precision_stderr(self) -> float:
-        """Standard error of ``precision_unclipped``: over samples, calibration sets, folds and anchors."""
-        return math.sqrt(self.precision_estimate.variance)
-
-    @property
-    def recall_stderr(self) -> float:
-        """Standard error of ``recall_unclipped``, likewise."""
-        return math.sqrt(self.recall_estimate.variance)
-
-    @property
-    def precision_memberships(self) -> torch.Tensor:
-        """Conformal p-value in (0, 1) of each generated sample, float64 on the CPU; the lowest are the outliers."""
-        return self.precision_estimate.pvalues.cpu()
-
-    @property
-    def recall_memberships(self) -> torch.Tensor:
-        """The same for each real sample."""
-        return self.recall_estimate.pvalues.cpu()
-
-    @property
-    def effective_generated(self) -> float:
-        """Number of independent observations the generated samples amount to; few where they crowd (collapse)."""
-        return self.precision_estimate.effective_samples
-
-    @property
-    def effective_real(self) -> float:
-        """The same for the real samples."""
-        return self.recall_estimate.effective_samples
 
     @property
     def f_score(self) -> float:
         """Harmonic mean of precision and recall, 0 if both are."""
-        return harmonic_mean(self.precision, self.recall)
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
 
     @property
     def f_score_stderr(self) -> float:
         """Standard error of the F-score by the delta method, errors of precision and recall taken as independent."""
-        slopes = f_score_slopes(self.precision, self.recall)
+        total = self.precision + self.recall
+        if not total:
+            return max(self.precision_stderr, self.recall_stderr)
+        slopes = 2 * self.recall**2 / total**2, 2 * self.precision**2 / total**2
         return math.hypot(slopes[0] * self.precision_stderr, slopes[1] * self.recall_stderr)
 
     def interval(self, name: str) -> tuple[float, float]:
         """Return the 95 % confidence interval of ``"precision"``, ``"recall"`` or ``"f_score"``, within [0, 1]."""
-        value = self.f_score if name == "f_score" else getattr(self, f"{name}_unclipped")
-        half = 1.96 * getattr(self, f"{name}_stderr")
-        return min(1.0, max(0.0, value - half)), min(1.0, value + half)
+        value, half = getattr(self, name), 1.96 * getattr(self, f"{name}_stderr")
+        return max(0.0, value - half), min(1.0, value + half)
 
     def to_dict(self) -> dict[str, float]:
         """Return all numbers under the keys of fidelity calls, such as ``lsh_precision`` and ``lsh_recall_ci_low``."""
@@ -146,8 +98,8 @@ NUMBERS = (
     "precision",
     "recall",
     "f_score",
-    "precision_unclipped",
-    "recall_unclipped",
+    "precision_raw",
+    "recall_raw",
     "precision_stderr",
     "recall_stderr",
     "precision_ci_low",
@@ -156,57 +108,39 @@ NUMBERS = (
     "recall_ci_high",
     "f_score_ci_low",
     "f_score_ci_high",
-    "precision_pvalue",
-    "recall_pvalue",
-    "effective_generated",
-    "effective_real",
 )
-
-
-def harmonic_mean(precision: float, recall: float) -> float:
-    """Return the harmonic mean of precision and recall, 0 if both are."""
-    total = precision + recall
-    return 2 * precision * recall / total if total else 0.0
-
-
-def f_score_slopes(precision: float, recall: float) -> tuple[float, float]:
-    """Return the derivatives of the F-score by precision and by recall, 1/2 each where both are 0."""
-    total = precision + recall
-    return (2 * recall**2 / total**2, 2 * precision**2 / total**2) if total else (0.5, 0.5)
 
 
 @default_modes()
 def lsh_precision_recall(
     features_generated: Features, features_real: Features, config: LSHConfig | None = None
 ) -> PrecisionRecall:
-    """Measure precision and recall by a constant number of distances for each sample.
+    """Measure precision and recall by hashing alone.
 
-    Half of a set draws anchors; a sample's score says how near it is to its nearest anchors, compared with how near
-    these are to each other. Its conformal p-value among members of the other half that share its nearest anchors tells
-    whether it is unusual there (``docs/metrics.md``).
+    Buckets of several widths show at which scale a sample has company in a set. It passes if it has company as early,
+    compared with the samples it then meets, as the median sample of the set has when left out itself. A second test at
+    the coarsest width keeps samples piled up in a dense spot from paying for others far away.
 
     Args:
-        features_generated: M x D generated samples, float tensor or array, or reduced; M >= 8.
-        features_real: N x D real samples, or reduced; N >= 8, on the same device.
+        features_generated: M x D generated samples, float tensor or array, or reduced; M >= 2.
+        features_real: N x D real samples, or reduced; N >= 2, on the same device.
         config: Settings. Default: ``LSHConfig()``.
 
     Raises:
-        ValueError: Features have the wrong type, shape or device, hold NaN or infinite values, or are too few.
-
-    Warns:
-        UserWarning: One side collapses onto so few places that it amounts to less than a twentieth of its samples.
+        ValueError: Features have the wrong type, shape or device, hold NaN or infinite values, or are too few; or
+            ``bucket_width`` is so small that no real sample shares a bucket with another.
 
     Example:
         >>> import numpy as np
         >>> rng = np.random.default_rng(0)
         >>> real = rng.standard_normal((500, 16))
-        >>> collapsed = 0.5 * rng.standard_normal((500, 16)) + real[0]
+        >>> collapsed = 0.1 * rng.standard_normal((500, 16)) + real[0]
         >>> lsh_precision_recall(real[:250], real[250:]).precision > 0.8
         True
         >>> lsh_precision_recall(collapsed, real).recall < 0.1
         True
     """
-    return measure("lsh", features_generated, features_real, config or LSHConfig())
+    return _measure("lsh", BucketSupport, features_generated, features_real, config or LSHConfig(), at_least=2)
 
 
 @default_modes()
@@ -215,10 +149,22 @@ def lsh_knn_precision_recall(
 ) -> PrecisionRecall:
     """Measure precision and recall by the distances to nearest neighbours that hashing finds.
 
-    As :func:`lsh_precision_recall`, but the score is a local outlier factor: how far a sample's nearest in a set are,
-    in units of how far these have theirs.
+    A sample passes if its k nearest in a set are as near, in units of how near these have theirs, as those of the
+    median sample of the set when left out itself. A second test, which 95 % of the set's own samples pass, keeps
+    samples piled up in a dense spot from paying for others far away.
+
+    Args:
+        features_generated: M x D generated samples, float tensor or array, or reduced; M >= ``neighborhood`` + 2, or 4.
+        features_real: N x D real samples, or reduced; N >= ``neighborhood`` + 2, or 4, on the same device.
+        config: Settings. Default: ``LSHConfig()``.
+
+    Raises:
+        ValueError: As :func:`lsh_precision_recall`.
     """
-    return measure("lsh_knn", features_generated, features_real, config or LSHConfig())
+    config = config or LSHConfig()
+    # A left-out sample leaves one fewer, of which each needs k others.
+    at_least = (config.neighborhood or 2) + 2
+    return _measure("lsh_knn", NeighbourSupport, features_generated, features_real, config, at_least)
 
 
 @default_modes()
@@ -241,101 +187,67 @@ def reduce_features(features: Features, config: LSHConfig | None = None) -> Redu
     return _reduced("features", features, 1, config or LSHConfig())
 
 
-@dataclass(frozen=True)
-class Side:
-    """One of the two sets.
+class _Support(Protocol):
+    def compare(self, generated: torch.Tensor, real: torch.Tensor, thinned_to: int) -> tuple[Verdict, Verdict]: ...
 
-    Attributes:
-        reduced: Its features.
-        members: Its distinct rows.
-        spacing: How close these lie to each other.
-    """
-
-    reduced: ReducedFeatures
-    members: Members
-    spacing: Spacing
+    def to_dict(self) -> dict[str, object]: ...
 
 
-def measure(
+class _SupportType(Protocol):
+    def fit(self, real: torch.Tensor, thinned_to: int, config: ResolvedConfig) -> _Support: ...
+
+
+def _measure(
     metric: str,
+    support_type: _SupportType,
     features_generated: Features,
     features_real: Features,
-    config: LSHConfig,
-    order: torch.Tensor | None = None,
+    requested: LSHConfig,
+    at_least: int,
 ) -> PrecisionRecall:
-    """Measure ``"lsh"`` or ``"lsh_knn"``; ``order`` is that of the generated samples, as in ``Members``."""
-    reduced = _reduced_sides(features_generated, features_real, config)
-    coordinates = Coordinates.fit(reduced[1].values)
-    _refuse_lost_variation(coordinates, reduced[1])
-    members = [
-        Members.of(each.values, FEWEST_ROWS, config.seed, given)
-        for each, given in zip(reduced, (order, None), strict=True)
-    ]
-    num_anchors = min(NUM_ANCHORS, *(len(each.values) // SHARE_OF_ANCHORS for each in members))
-    spacings = [Spacing.of(coordinates(each.values), num_anchors, config.seed) for each in members]
-    generated, real = (Side(*parts) for parts in zip(reduced, members, spacings, strict=True))
-    precision, precision_pvalue = _assess(metric, generated, real, config)
-    recall, recall_pvalue = _assess(metric, real, generated, config)
-    _warn_of_collapse({"generated": precision, "real": recall})
-    _warn_of_near_copies({"generated": generated, "real": real})
+    generated, real = _reduced_sides(features_generated, features_real, at_least, requested)
+    num_generated, num_real, dimension = len(generated), len(real), real.dimension
+    # The larger side is judged as if it had as many samples as the smaller: more samples fill more buckets.
+    matched = min(num_generated, num_real)
+    config = requested.resolve(metric, matched)
+    fitted = Coordinates.fit(real.values, config.coordinates)
+    _refuse_lost_variation(fitted, real)
+    coordinates, coordinates_real = fitted(generated.values), fitted(real.values)
+    del generated, real  # Features may be many, and are not needed any more.
+    # Repeated rows share every bucket however narrow, and say nothing of the width that others need.
+    varied = distinct(coordinates_real)
+    support = support_type.fit(varied, min(matched, len(varied)), config)
+    precision, recall = support.compare(coordinates, coordinates_real, matched)
+    if config.bucket_width is not None and not precision.strict.left_out.any():
+        raise ValueError(f"bucket_width={config.bucket_width} is too small: hardly any two real samples share a bucket")
     return PrecisionRecall(
         metric=metric,
-        precision_estimate=precision,
-        recall_estimate=recall,
-        precision_pvalue=precision_pvalue,
-        recall_pvalue=recall_pvalue,
+        precision=precision.value,
+        recall=recall.value,
+        precision_raw=precision.raw,
+        recall_raw=recall.raw,
+        precision_stderr=precision.stderr,
+        recall_stderr=recall.stderr,
+        precision_memberships=precision.memberships.cpu(),
+        recall_memberships=recall.memberships.cpu(),
         protocol={
             "direction": "precision: generated in real; recall: real in generated",
-            "num_generated": len(generated.reduced),
-            "num_real": len(real.reduced),
-            "effective_generated": precision.effective_samples,
-            "effective_real": recall.effective_samples,
-            "repeats_generated": generated.members.share_of_repeats,
-            "repeats_real": real.members.share_of_repeats,
-            "near_copies_generated": generated.spacing.share_of_near_copies,
-            "near_copies_real": real.spacing.share_of_near_copies,
-            "dimension": real.reduced.dimension,
+            "num_generated": num_generated,
+            "num_real": num_real,
+            "matched_size": matched,
+            "dimension": dimension,
             **asdict(config),
-            "storey_lambda": config.lambda_of(metric),
+            **support.to_dict(),
             "versions": {name: version(name) for name in ("torch-fidelity-lsh", "torch-fidelity", "torch", "numpy")},
         },
     )
 
 
-def _assess(metric: str, assessed: Side, members: Side, config: LSHConfig) -> tuple[Estimate, float]:
-    """Estimate the share of assessed samples that are members, and test whether all are."""
-    folds = METRICS[metric](assessed.reduced.values, members.members.values, members.spacing.groups, config)
-    common = folds, assessed.members.of_row, assessed.spacing, members.spacing
-    return estimate(*common, config.lambda_of(metric)), test_of_membership(*common)
-
-
-def _warn_of_collapse(estimates: dict[str, Estimate]) -> None:
-    for side, found in estimates.items():
-        # Where none is a member, it does not matter how many say so.
-        if found.value and found.effective_samples < FEW_EFFECTIVE * len(found.weights):
-            warnings.warn(
-                f"the {len(found.weights)} {side} samples lie so close together, beside their distance to the others, "
-                f"that they amount to {found.effective_samples:.0f} independent ones: this side may have collapsed, "
-                "and its interval is wide",
-                stacklevel=6,
-            )
-
-
-def _warn_of_near_copies(sides: dict[str, Side]) -> None:
-    for name, side in sides.items():
-        if side.spacing.share_of_near_copies > MANY_NEAR_COPIES:
-            warnings.warn(
-                f"{side.spacing.share_of_near_copies:.0%} of the {name} samples nearly repeat another one; they are "
-                "held out together, but count as samples: remove them if they should not",
-                stacklevel=6,
-            )
-
-
 def _reduced_sides(
-    features_generated: Features, features_real: Features, config: LSHConfig
+    features_generated: Features, features_real: Features, at_least: int, config: LSHConfig
 ) -> tuple[ReducedFeatures, ReducedFeatures]:
-    generated = _reduced("features_generated", features_generated, FEWEST_ROWS, config)
-    real = _reduced("features_real", features_real, FEWEST_ROWS, config)
+    generated = _reduced("features_generated", features_generated, at_least, config)
+    real = _reduced("features_real", features_real, at_least, config)
     _refuse_unlike(generated, real)
     return generated, real
 
@@ -360,7 +272,7 @@ def _reduced(name: str, features: Features, at_least: int, config: LSHConfig) ->
     else:
         reduced = ReducedFeatures.of(as_features(features, name), config.num_components, config.seed, config.batch_size)
     if len(reduced) < at_least:
-        raise ValueError(f"{name} must hold at least {at_least} samples; got {len(reduced)}")
+        raise ValueError(f"{name} must hold at least {at_least} samples for these settings; got {len(reduced)}")
     return reduced
 
 

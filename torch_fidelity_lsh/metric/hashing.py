@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from torch_fidelity_lsh.metric.config import ResolvedConfig
 from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE, UNIT
 
 # A hash direction is rounded to whole multiples of this, so that projections of whole coordinates are exact.
 DIRECTION_UNIT = 2.0**-12
 
+PROBABILITY_UNIT = 2.0**-20
 MULTIPLIERS = 2**31
 
 CALIBRATION_TABLES = 4
@@ -34,10 +36,10 @@ class HashFamily:
     multipliers: torch.Tensor
 
     @classmethod
-    def sample(cls, dimension: int, num_tables: int, num_hashes: int, seed: int, device: torch.device) -> HashFamily:
+    def sample(cls, dimension: int, config: ResolvedConfig, device: torch.device) -> HashFamily:
         """Draw a family for P-dimensional coordinates; the same seed gives the same family on every device."""
-        rng = np.random.default_rng([seed, 1])
-        shape = num_tables, num_hashes
+        rng = np.random.default_rng([config.seed, 1])
+        shape = config.num_tables, config.num_hashes
         directions = np.rint(rng.standard_normal((dimension, *shape)) / DIRECTION_UNIT)
         offsets = rng.random((1, *shape))
         multipliers = rng.integers(MULTIPLIERS, size=(1, *shape)).astype(np.float64)
@@ -51,8 +53,19 @@ class HashFamily:
 
     def keys(self, coordinates: torch.Tensor, width: float) -> torch.Tensor:
         """Return the L x N int32 keys of N x P coordinates."""
-        blocks = torch.split(coordinates, ROWS_AT_ONCE)
-        return torch.cat([self._mix(self._project(block), width) for block in blocks], dim=1)
+        return self.keys_at_widths([coordinates], [width])[0]
+
+    def keys_at_widths(self, sets: Sequence[torch.Tensor], widths: Sequence[float]) -> list[torch.Tensor]:
+        """Return the L x N int32 keys of all sets, one set after the other, for each bucket width."""
+        size = sum(len(coordinates) for coordinates in sets)
+        keys = [torch.empty(self.num_tables, size, dtype=torch.int32, device=sets[0].device) for _ in widths]
+        end = 0
+        for block in (block for coordinates in sets for block in torch.split(coordinates, ROWS_AT_ONCE)):
+            start, end = end, end + len(block)
+            projected = self._project(block)
+            for level, width in zip(keys, widths, strict=True):
+                level[:, start:end] = self._mix(projected, width)
+        return keys
 
     def _project(self, coordinates: torch.Tensor) -> torch.Tensor:
         """Return the exact K x L x N projections of N x P coordinates."""
@@ -75,7 +88,7 @@ class HashFamily:
             coordinates: N x P.
             reaches: Judges the keys, 4 x N, that a width gives in the first tables.
         """
-        if bool((coordinates == coordinates[0]).all()):
+        if len(coordinates) == 1:
             return 1.0  # Any width will do.
         parts = (self.directions, self.offsets, self.multipliers)
         family = HashFamily(*(part[:, :CALIBRATION_TABLES] for part in parts))
@@ -112,8 +125,31 @@ def bucket_numbers(keys: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(is_new).scatter_(1, order, is_new.cumsum(1, dtype=torch.int32))
 
 
+def bucket_sums(numbers: torch.Tensor, values: torch.Tensor, num_buckets: int) -> torch.Tensor:
+    """Sum N values, whole multiples of a unit, within each bucket: L x ``num_buckets`` from L x N bucket numbers."""
+    sums = values.new_zeros(len(numbers), num_buckets)
+    return sums.scatter_add_(1, numbers.long(), values.expand(numbers.shape))
+
+
 def others_in_bucket(keys: torch.Tensor) -> torch.Tensor:
     """Count, table by table, the other samples of a set that share each sample's key: L x N from L x N keys."""
-    numbers = bucket_numbers(keys).long()
-    sizes = torch.zeros_like(numbers).scatter_add_(1, numbers, torch.ones_like(numbers))
-    return sizes.gather(1, numbers) - 1
+    numbers = bucket_numbers(keys)
+    sizes = bucket_sums(numbers, torch.ones_like(numbers[0]), keys.shape[1])
+    return sizes.gather(1, numbers.long()) - 1
+
+
+def occupancy(counts: torch.Tensor, share: float) -> torch.Tensor:
+    """Return the probability that a bucket still holds a sample when the index is thinned to a share of its samples.
+
+    Args:
+        counts: Samples in the bucket.
+        share: In (0, 1]; at 1 the result is 1 for every bucket that is not empty.
+    """
+    if share == 1:  # The common case, and powers are slow.
+        return (counts > 0).double()
+    return rounded(1 - (1 - share) ** counts.double())
+
+
+def rounded(probabilities: torch.Tensor) -> torch.Tensor:
+    """Round to a millionth or so: sums are then exact, and do not depend on the order of summation."""
+    return (probabilities / PROBABILITY_UNIT).round() * PROBABILITY_UNIT
