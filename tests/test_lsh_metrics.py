@@ -385,10 +385,18 @@ def test_few_samples_give_a_number(measure):
         (np.zeros((17, 2)), np.zeros((17, 3)), r"must have the same D; got shapes \(17, 2\) and \(17, 3\)"),
         (np.zeros((17, 2), dtype=int), np.zeros((17, 2)), "floating-point numbers; got dtype int64"),
         (torch.zeros(17, 2, dtype=torch.uint8), torch.zeros(17, 2), "floating-point numbers; got dtype torch.uint8"),
-        (np.zeros(17), np.zeros((17, 2)), r"features_generated must be N x D with D >= 1; got shape \(17,\)"),
+        (
+            np.zeros(17),
+            np.zeros((17, 2)),
+            r"features_generated must be N x D with N >= 1 and D >= 1; got shape \(17,\)",
+        ),
         (np.zeros((17, 0)), np.zeros((17, 0)), r"got shape \(17, 0\)"),
         (np.zeros((1, 2)), np.zeros((17, 2)), r"features_generated must hold at least \d+ samples .* got 1"),
-        (np.zeros((17, 2)), np.zeros((0, 2)), r"features_real must hold at least \d+ samples .* got 0"),
+        (
+            np.zeros((17, 2)),
+            np.zeros((0, 2)),
+            r"features_real must be N x D with N >= 1 and D >= 1; got shape \(0, 2\)",
+        ),
         ([[0.0]] * 17, np.zeros((17, 1)), "features_generated must be a tensor or a numpy array; got list"),
     ],
 )
