@@ -449,6 +449,15 @@ def test_different_constants_score_zero(measure):
 
 
 @METRICS
+def test_rows_that_differ_by_less_than_coordinates_resolve_are_measured(measure):
+    """A few samples far out set the scale."""
+    tiny = 1e-9 * normal(200, 3, 1)
+    tiny[:110] += 1
+    result = measure(tiny, 1e-9 * normal(200, 3, 2) + (np.arange(200) < 110)[:, None])
+    assert np.isfinite(list(numbers(result).values())).all()
+
+
+@METRICS
 def test_varied_samples_miss_a_constant_support(measure):
     result = measure(normal(50, 5, 1), np.zeros((50, 5)))
     assert result.precision == 0.0

@@ -125,7 +125,8 @@ class PrecisionRecall:
         """Return the 95 % confidence interval of ``"precision"``, ``"recall"`` or ``"f_score"``, within [0, 1]."""
         value = self.f_score if name == "f_score" else getattr(self, f"{name}_unclipped")
         half = 1.96 * getattr(self, f"{name}_stderr")
-        return min(1.0, max(0.0, value - half)), min(1.0, value + half)
+        # From the clipped value down: never a point, however far above 1 the unclipped one is.
+        return max(0.0, min(1.0, value) - half), min(1.0, value + half)
 
     def to_dict(self) -> dict[str, float]:
         """Return all numbers under the keys of fidelity calls, such as ``lsh_precision`` and ``lsh_recall_ci_low``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ MULTIPLIERS = 2**31
 
 CALIBRATION_TABLES = 4
 WIDTHS_PER_OCTAVE = 8
+NARROWEST = WIDTHS_PER_OCTAVE * round(math.log2(UNIT))  # narrower cells separate no more coordinates
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class HashFamily:
         while not is_enough(high):
             high += stride
         low = high - stride
-        while is_enough(low):
+        while low > NARROWEST and is_enough(low):
             high, low = low, low - stride
         while high - low > 1:
             middle = (low + high) // 2
