@@ -6,9 +6,9 @@
 Reads weights of Real-ESRGAN as spandrel does (the network of 6 blocks is realesrgan-x4plus-anime, that of 23 blocks
 realesrgan-x4plus). The folder of data holds train_lr/*.png to train on; set5 and set14 hold pairs N_HR.png, N_LR.png.
 
-PSNR to the teacher is over RGB, on crops of images that training has not seen. Y-PSNR is to the true images, on luma,
-without a border of 4 pixels: networks trained with a discriminator invent texture, which it punishes, so that a
-blurred repair can beat its teacher. Judge repairs by the former.
+PSNR to the teacher is over RGB, the mean over crops of images that training has not seen. Y-PSNR is to the true images,
+on luma, without a border of 4 pixels: networks trained with a discriminator invent texture, which it punishes, so that
+a blurred repair can beat its teacher. Judge repairs by the former.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Crops:
 
 
 def psnr(first: Tensor, second: Tensor) -> float:
-    """Return the peak signal to noise ratio of images 0 to 1, in dB."""
-    return float(-10 * torch.log10((first - second).square().mean()))
+    """Return the peak signal to noise ratio of images 0 to 1, in dB, the mean over a batch."""
+    return float(-10 * (first - second).square().flatten(1).mean(1).log10().mean())
 
 
 def luma(images: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ PRUNED = ChannelPruner(0.5).compress(teacher(), Z)
 QUANTIZED = Quantizer(3).compress(teacher(), Z)
 
 
-@pytest.mark.parametrize(("broken", "share"), [(PRUNED, 0.7), (QUANTIZED, 0.7)], ids=["pruned", "quantized"])
+@pytest.mark.parametrize(("broken", "share"), [(PRUNED, 0.7), (QUANTIZED, 0.8)], ids=["pruned", "quantized"])
 def test_a_broken_generator_is_repaired_on_inputs_it_has_not_seen(broken: CompressedModel, share: float) -> None:
     guide = teacher()
     before = error(broken, guide)
@@ -130,8 +130,16 @@ def test_report_and_recipe_tell_what_was_done() -> None:
     )
 
 
-def test_the_rate_is_lower_for_quantized_models() -> None:
-    assert distiller(1).compress(QUANTIZED, Z, teacher=teacher()).recipe.steps[-1]["training"]["rate"] == 1e-4
+@pytest.mark.parametrize(
+    ("broken", "rate"), [(Quantizer(8), 1e-4), (Quantizer(3), None), (Quantizer(2), 3e-4), (ChannelPruner(0.5), 1e-3)]
+)
+def test_the_rate_follows_the_damage(broken: Quantizer | ChannelPruner, rate: float | None) -> None:
+    student = broken.compress(teacher(), Z)
+    chosen = distiller(1).compress(student, Z, teacher=teacher()).recipe.steps[-1]["training"]["rate"]
+    if rate is None:
+        assert 1e-4 < chosen < 3e-4
+    else:
+        assert chosen == rate
 
 
 def test_a_pipeline_repairs_after_pruning_and_after_quantizing_with_its_input_as_teacher(tmp_path: Path) -> None:

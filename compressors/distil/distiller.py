@@ -24,8 +24,6 @@ from compressors.distil.losses import DistillDistance
 from compressors.distil.training import Course, Diverged, Loss, Plan, Training
 from compressors.errors import CompressionError, TrainingDiverged
 
-_RATE, _RATE_QUANTIZED = 1e-3, 1e-4
-
 _LOSSES: dict[str, Callable[[], Loss]] = {
     "l1": DistillDistance,
     "mse": lambda: DistillDistance(pixel_norm="mse"),
@@ -54,7 +52,8 @@ class Distiller(Stage):
         steps: batches to train on, at least 1.
         seed: of everything that is drawn; the same one gives the same model.
         batch_size: samples in a batch, default 32.
-        rate: the highest learning rate; None (default) takes 1e-4 for a quantized model and 1e-3 for others.
+        rate: the highest learning rate; None (default) chooses it by the damage: 1/200 of the error of the outputs over
+            their mean deviation, at least 1e-4 and at most 1e-3, for a quantized model 3e-4.
         loss: "l1" (default), "mse", or a function from student's and teacher's output to a scalar; summed over the
             outputs of a model with several.
         terms: more losses with their weights, such as ``((0.5, RelationLoss(angle_weight=0)),)``.
@@ -135,20 +134,20 @@ class Distiller(Stage):
             work.model.get_submodule(name).get_parameter("weight").data.copy_(weight)  # the codes are the same
         plan = self._plan(bool(work.recipe.quantized))
         parameters = _trainable(work.model, work.recipe.quantized)
-        training = Training(work.model, guide, parameters, plan, self._identity(work.model, guide, plan))
+        training = Training(work.model, guide, parameters, plan, self._identity(work.model, guide))
         try:
             course = training.run()
         except Diverged as error:
             course = training.course
             course.note = str(error)
             raise TrainingDiverged(
-                f"{error}: lower rate={plan.rate:g}, or look at the loss; "
+                f"{error}: lower rate={course.rate:g}, or look at the loss; "
                 f"the best state before, of step {course.best_step}, is in the .result of this error",
-                finish(self._trained(work, guide, plan, course).done(self.name, settings(self))),
+                finish(self._trained(work, guide, course).done(self.name, settings(self))),
             ) from None
         if course.note:
             warnings.warn(f"{self.name}: {course.note}; the best state is kept", stacklevel=4)
-        return self._trained(work, guide, plan, course)
+        return self._trained(work, guide, course)
 
     def _plan(self, quantized: bool) -> Plan:
         loss = self.loss if callable(self.loss) else _LOSSES[self.loss]()
@@ -157,7 +156,8 @@ class Distiller(Stage):
             steps=self.steps,
             batch_size=self.batch_size,
             held_out=self.held_out,
-            rate=self.rate or (_RATE_QUANTIZED if quantized else _RATE),
+            rate=self.rate,
+            quantized=quantized,
             losses=((1.0, loss), *self.terms),
             clip_norm=self.clip_norm,
             average=self.average,
@@ -167,15 +167,15 @@ class Distiller(Stage):
             progress=self.progress,
         )
 
-    def _identity(self, student: nn.Module, teacher: nn.Module, plan: Plan) -> str:
+    def _identity(self, student: nn.Module, teacher: nn.Module) -> str:
         """Return all that the result depends on, as far as it can be told, in one hash."""
-        described = {**settings(self), "rate": plan.rate, "versions": versions()}
+        described = {**settings(self), "versions": versions()}
         for name in ("checkpoint", "progress"):  # which change no number
             del described[name]
         text = json.dumps(described, sort_keys=True)
         return digest([text, *student.state_dict().values(), *teacher.state_dict().values()])
 
-    def _trained(self, work: Work, guide: nn.Module, plan: Plan, course: Course) -> Work:
+    def _trained(self, work: Work, guide: nn.Module, course: Course) -> Work:
         """Return `work` after the training, its quantized weights rounded again."""
         quantized = work.recipe.quantized
         float_weights: dict[str, Tensor] = {}
@@ -186,14 +186,14 @@ class Distiller(Stage):
         frozen = {name for name, p in work.model.named_parameters() if not p.requires_grad}
         layers = {name.rpartition(".")[0] for name in frozen if not _in_quantizer(name, quantized)}
         summary = f"{self.name}: loss {course.start_loss:.4g} -> {course.best_loss:.4g} on held-out inputs"
-        details = f"best of step {course.best_step} of {self.steps}, rate {plan.rate:g}"
+        details = f"best of step {course.best_step} of {self.steps}, rate {course.rate:.2g}"
         note = ", ".join(filter(None, (summary, details, course.note)))
         return replace(
             work.changed(dict.fromkeys(layers, "not trained: frozen")),
             outputs=run(guide, work.inputs),
             report=replace(work.report, notes=(*work.report.notes, note)),
             float_weights=float_weights,
-            outcome={"training": {"rate": plan.rate, **asdict(course)}},
+            outcome={"training": asdict(course)},
         )
 
 

@@ -28,6 +28,8 @@ _HELD_OUT = 2**31
 _WARM_UP = 0.05
 # Parameters with a larger share of exact zeros are sparse.
 _SPARSE = 0.25
+_RATE_PER_ERROR = 1 / 200
+_LOWEST_RATE, _HIGHEST_RATE, _HIGHEST_QUANTIZED = 1e-4, 1e-3, 3e-4
 _KIND = "distillation checkpoint"
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -41,7 +43,8 @@ class Plan:
     steps: int
     batch_size: int
     held_out: int
-    rate: float
+    rate: float | None
+    quantized: bool
     losses: Sequence[tuple[float, Loss]]
     clip_norm: float
     average: float | None
@@ -61,6 +64,7 @@ class Course:
     """How far training has come; JSON of it is kept in checkpoints and in the recipe.
 
     Attributes:
+        rate: the highest learning rate.
         step: steps done.
         best_step: the step of the best state, 0 for the state before training.
         best_loss: its loss on the held-out inputs.
@@ -69,6 +73,7 @@ class Course:
         note: why training ended early; "" where it did not.
     """
 
+    rate: float = 0.0
     step: int = 0
     best_step: int = 0
     best_loss: float = math.inf
@@ -101,7 +106,7 @@ class Training:
         # The zeros of a sparse network are what makes it small.
         zeros = [(parameter, parameter.detach() == 0) for parameter in self.parameters]
         self.zeros = [(parameter, mask) for parameter, mask in zeros if mask.float().mean() > _SPARSE]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=plan.rate)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=1.0)  # set in each step
         self.average: AveragedModel | None = None
         if plan.average is not None:
             self.average = moving_average(student, plan.average)
@@ -122,8 +127,9 @@ class Training:
         try:
             with _memory_errors(self.plan.batch_size), torch.enable_grad():
                 self._resume()
-                if not self.course.step:
+                if not self.course.history:
                     self._look(0.0)
+                self.course.rate = self.course.rate or self.plan.rate or self._suggested_rate()
                 self._train()
         except KeyboardInterrupt:
             self.course.note = f"interrupted at step {self.course.step} of {self.plan.steps}"
@@ -239,11 +245,24 @@ class Training:
 
     def _rate(self) -> float:
         """Return the learning rate of the next step: a short rise to the peak, then half a cosine to a hundredth."""
-        step, steps, peak = self.course.step, self.plan.steps, self.plan.rate
+        step, steps, peak = self.course.step, self.plan.steps, self.course.rate
         rise = max(1, round(_WARM_UP * steps))
         if step < rise:
             return peak * (step + 1) / rise
         return peak * (0.505 + 0.495 * math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    def _suggested_rate(self) -> float:
+        """Return a rate that suits the damage: a part of the error of the outputs, relative to their mean deviation.
+
+        A network that is nearly right is moved away from it by a rate that repairs a broken one quickly.
+        """
+        inputs, targets = self.held_out
+        with torch.no_grad(), self._noise(_HELD_OUT), self._autocast():
+            outputs = self._outputs(self.student, inputs)
+        error = sum(float((output - target).abs().mean()) for output, target in zip(outputs, targets, strict=False))
+        deviation = sum(float((target - target.mean()).abs().mean()) for target in targets)
+        highest = _HIGHEST_QUANTIZED if self.plan.quantized else _HIGHEST_RATE
+        return min(max(_RATE_PER_ERROR * error / deviation, _LOWEST_RATE), highest) if deviation else _LOWEST_RATE
 
     def _snapshot(self) -> dict[str, Tensor]:
         model = self.student if self.average is None else self.average.module
