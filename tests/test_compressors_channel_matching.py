@@ -486,3 +486,31 @@ def test_a_stage_with_nothing_to_do_does_not_end_the_pipeline(tmp_path) -> None:
     assert CompressedModel.load(tmp_path / "m.safetensors", build).report == result.report
     with pytest.raises(NothingCompressed, match=r"clip threshold 100\.0: .*; clip threshold 100\.0"):
         Pipeline(idle, idle).compress(build(), (torch.randn(IMAGE),))
+
+
+class DenseBlocks(nn.Module):
+    """Nested residual dense blocks, as the 23 of ESRGAN: paths through them double with each."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.head, self.tail = conv(3, 8), conv(8, 3)
+        self.grown = nn.ModuleList(conv(8, 4) for _ in range(2 * count))
+        self.merged = nn.ModuleList(conv(12, 8) for _ in range(2 * count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        for first in range(0, len(self.grown), 2):
+            inner = x
+            for block in (first, first + 1):
+                grown = F.leaky_relu(self.grown[block](inner), 0.2)
+                inner = inner + 0.2 * self.merged[block](torch.cat([inner, grown], 1))
+            x = x + 0.2 * inner
+        return self.tail(x)
+
+
+def test_deep_nested_dense_blocks_are_pruned_like_shallow_ones() -> None:
+    inputs = (torch.randn(IMAGE),)
+    shallow, deep = (ChannelPruner(0.25).compress(DenseBlocks(count).eval(), inputs).model for count in (2, 24))
+    assert [layer.out_channels for layer in deep.grown] == [3] * 48
+    assert {layer.in_channels for layer in deep.merged} == {layer.in_channels for layer in shallow.merged} == {9}
+    assert deep.head.out_channels == 6

@@ -98,5 +98,14 @@ def test_a_trained_generator_is_compressed_saved_loaded_and_exported(
     session = runtime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
     feed = {item.name: value.numpy() for item, value in zip(session.get_inputs(), inputs, strict=True)}
     exported = torch.from_numpy(session.run(None, feed)[0])
-    # A quantized activation on the edge of two codes may fall on the other side.
-    assert (exported - expected).square().mean() < 1e-4 * expected.square().mean()
+    # An activation on the edge of two codes falls on either side, and all layers after it follow: over the 96 layers of
+    # the smaller ESRGAN two roundings of the same numbers differ by as much as quantization itself costs.
+    has_codes = any(layer.act_bits for layer in result.recipe.quantized.values())
+    with torch.no_grad():
+        of_quantization = error_of(expected, model(*inputs))
+    assert error_of(exported, expected) < (max(1e-5, 2 * of_quantization) if has_codes else 1e-8)
+
+
+def error_of(output: Tensor, expected: Tensor) -> float:
+    """Return the squared error in units of the squared output."""
+    return float((output - expected).square().mean() / expected.square().mean())

@@ -7,7 +7,8 @@ therefore tried on a copy first (`compressors.prune._equivalence`), and channels
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from compressors.prune._equivalence import gathered, mismatch, positions, probe_
 with extra("compress"):
     import torch_pruning as tp
     from torch_pruning._helpers import _HybridIndex
-    from torch_pruning.dependency import Dependency, Group
+    from torch_pruning.dependency import Dependency, Group, shape_infer
 
 PRUNABLE_LAYERS: tuple[type[nn.Module], ...] = (
     nn.Linear,
@@ -171,7 +172,7 @@ def _traced(model: nn.Module, inputs: Inputs, loose: Mapping[str, int | None]) -
     model.requires_grad_(True)  # the trace follows gradients, and passes over frozen parameters silently
     declared = [(model.get_parameter(name), dim) for name, dim in loose.items() if dim is not None]
     try:
-        with torch.enable_grad():
+        with _each_node_once(), torch.enable_grad():
             return tp.DependencyGraph().build_dependency(
                 model,
                 copied(inputs),
@@ -184,6 +185,34 @@ def _traced(model: nn.Module, inputs: Inputs, loose: Mapping[str, int | None]) -
             f"torch-pruning cannot follow the channels of this model: {described(error)}; prune the submodules that it "
             "can follow one by one, or quantize the model instead"
         ) from error
+
+
+@contextmanager
+def _each_node_once() -> Iterator[None]:
+    """Let torch-pruning visit each node once where it looks for the number of channels that reach a node.
+
+    It follows every path, of which nested residual blocks have exponentially many, and gives up after 500 steps.
+    """
+    search, known, depth = shape_infer.infer_out_channels_recursively, dict[Any, int | None](), 0
+
+    def visited_once(graph: Any, node: Any, _: list[int]) -> int | None:
+        nonlocal depth
+        if depth == 0:
+            known.clear()
+        if node not in known:
+            known[node] = None  # for a cycle
+            depth += 1
+            try:
+                known[node] = search(graph, node, [0])
+            finally:
+                depth -= 1
+        return known[node]
+
+    shape_infer.infer_out_channels_recursively = visited_once
+    try:
+        yield
+    finally:
+        shape_infer.infer_out_channels_recursively = search
 
 
 def layers_of(group: Any) -> tuple[str, ...]:
