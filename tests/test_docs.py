@@ -1,0 +1,128 @@
+"""README and docs: every code block runs, every command is one that exists, the site builds without a warning."""
+
+from __future__ import annotations
+
+import io
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity
+from PIL import Image
+from torch import nn
+
+import torch_fidelity_lsh
+from compressors import study
+from torch_fidelity_lsh import cli, streaming
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+OFFLINE = "efficientnet-lite0"  # in place of the default extractor, whose weights need a network connection
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [code for language, code in BLOCK.findall(page.read_text()) if language in languages]
+
+
+def pages_with(*languages: str) -> list[Any]:
+    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if blocks(page, *languages)]
+
+
+def commands(page: Path, program: str) -> list[list[str]]:
+    lines = "\n".join(blocks(page, "")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip().startswith(program)]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the blocks find where they run: folders, files, and names of the reader's own."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    images = {name: rng.integers(0, 255, (24, 16, 16, 3), dtype=np.uint8) for name in ("generated", "real")}
+    for name, pictures in images.items():
+        Path(name).mkdir()
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture).save(f"{name}/{number}.png")
+    features = {name: rng.normal(size=(200, 8)).astype(np.float32) for name in ("generated", "before", "real")}
+    for name, rows in features.items():
+        np.save(f"{name}.npy", rows)
+
+    offline = partial(torch_fidelity_lsh.calculate_metrics, verbose=False)
+
+    def of_folders_offline(**call: Any) -> dict[str, float]:
+        ready = not isinstance(call["input1"], str)
+        return offline(**(call if ready else {"feature_extractor": OFFLINE, **call}))
+
+    monkeypatch.setattr(torch_fidelity_lsh, "calculate_metrics", of_folders_offline)
+    monkeypatch.setattr(torch_fidelity, "calculate_metrics", of_folders_offline)
+    streamed = streaming.LSHPrecisionRecall
+    monkeypatch.setattr(streaming, "LSHPrecisionRecall", lambda _, **options: streamed(OFFLINE, **options))
+    of_settings = partial(study.StudySettings, feature_extractor=OFFLINE, samples=24)
+    monkeypatch.setattr(study, "StudySettings", of_settings)
+    tensors = {name: torch.from_numpy(pictures).permute(0, 3, 1, 2) for name, pictures in images.items()}
+    return {
+        "features_generated": torch.from_numpy(features["generated"]),
+        "features_real": torch.from_numpy(features["real"]),
+        "generated_images": tensors["generated"],
+        "real_images": tensors["real"],
+        "generator": make_generator(),
+        "make_generator": make_generator,
+    }
+
+
+def make_generator() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(64, 256),
+        nn.Unflatten(1, (16, 4, 4)),
+        nn.ReLU(),
+        nn.ConvTranspose2d(16, 16, 4, 2, 1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(16, 3, 4, 2, 1),
+        nn.Tanh(),
+    ).eval()
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_the_python_of_a_page_runs_from_top_to_bottom(
+    page: Path, workplace: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        for code in blocks(page, "python"):
+            exec(compile(code, str(page), "exec"), workplace)
+
+
+@pytest.mark.parametrize("page", [page for page in pages_with("") if commands(page.values[0], "fidelity-lsh")])
+def test_the_commands_of_a_page_run(page: Path, workplace: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    for _, *arguments in commands(page, "fidelity-lsh"):
+        ready = any(word.endswith(".npy") for word in arguments)
+        code = cli.main([*arguments, *(() if ready else ("--feature-extractor", OFFLINE)), "--silent"])
+        assert code in ((0, 3) if "--fail-below" in arguments else (0,)), capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", [page for page in pages_with("") if commands(page.values[0], "python ")])
+def test_the_scripts_of_a_page_exist_and_take_their_options(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _, script, *arguments in commands(page, "python "):
+        monkeypatch.setattr(sys, "argv", [script, "--help"])
+        shown = io.StringIO()
+        with redirect_stdout(shown), pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        unknown = {word for word in arguments if word.startswith("--")} - set(re.findall(r"--[\w-]+", shown.getvalue()))
+        assert not unknown, f"{script} has no {unknown}"
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "site" / "api.html").stat().st_size > 50_000
