@@ -2,7 +2,7 @@
 
 import numpy as np
 
-LAMBDA = {"lsh": 0.6, "lsh_knn": 0.65}
+LAMBDA = 0.65
 
 
 def coordinates(fitted, *sets):
@@ -63,22 +63,46 @@ def lsh_folds(assessed, members, groups, seed):
         yield out, *scores, *cells
 
 
+def whole_distances(x, y):
+    unit = 1 if x.shape[1] <= 17 else 2**8
+    return np.rint(unit * distances(positions(x), positions(y)))
+
+
+def found(points, s, heads, capacity, k, same=False):
+    """Distances and rows of the 3k nearest members on the lists of the eight nearest heads."""
+    own = distances(positions(s), positions(s[heads])).argmin(1)
+    lists = [np.flatnonzero(own == head)[:capacity] for head in range(len(heads))]
+    probed = distances(positions(points), positions(s[heads])).argsort(1, kind="stable")[:, :8]
+    for i, d in enumerate(whole_distances(points, s)):
+        rows = np.sort(np.concatenate([lists[head] for head in probed[i]]))
+        rows = rows[rows != i] if same else rows
+        rows = rows[d[rows].argsort(kind="stable")][: 3 * k]
+        yield d[rows], rows
+
+
 def lsh_knn_folds(assessed, members, groups, seed):
     s, a = coordinates(members, members, assessed)
     k = max(2, min(10, len(s) // 8))
-    drawn = draw_tables(s, 48, 12, np.random.default_rng([seed, 2]))
+    drawn = draw_tables(s, 64, 16, np.random.default_rng([seed, 2]))
+    heads = np.concatenate(drawn)[: max(1, min(1024, len(s) // 16))]
+    capacity = max(4 * int(np.ceil(np.log2(len(s)))), 3 * k)
+    found_a, found_s = (list(found(x, s, heads, capacity, k, same)) for x, same in ((a, False), (s, True)))
     cells = [
         np.array([nearest(positions(x), positions(s), rows, same)[0] for rows in drawn])
         for x, same in ((a, False), (s, True))
     ]
     for fold in range(4):
         out = groups % 4 == fold
-        radius = np.rint(np.sort(distances(s[~out], s[~out], True), 1)[:, k - 1])
+        if len(heads) > 8:
+            out[heads] = False
+        near = lambda d, rows: (d[~out[rows]][:k], rows[~out[rows]][:k])  # noqa: B023, E731
+        radius = np.array([d[k - 1] if len(d) == k else np.inf for d, _ in (near(*each) for each in found_s)])
         scores = []
-        for points in (a, s[out]):
-            d = np.rint(distances(points, s[~out]))
-            order = d.argsort(1, kind="stable")[:, :k]
-            q = np.minimum(2, np.take_along_axis(d, order, 1) / radius[order])
+        for each in (found_a, [found_s[i] for i in np.flatnonzero(out)]):
+            q = np.full((len(each), k), 2.0)
+            for i, (d, rows) in enumerate(near(*x) for x in each):
+                q[i, : len(d)] = np.minimum(2, d / radius[rows])
+                q[i, : len(d)][np.isinf(radius[rows])] = 2
             q = np.rint(q * 2**20) / 2**20
             mean = (q.sum(1) - q.min(1)) / (k - 1)
             scores.append(np.where(mean >= 2, -np.inf, -mean))
@@ -150,7 +174,7 @@ def value(metric, assessed, members, log_spacing, dimension, log_spacing_of_memb
                     closeness[i] += (theirs.mean() - log_spacing[row == cell].mean()) / len(cells)
         effect = np.minimum(np.exp(np.clip((closeness - np.log(2)) * dimension, 0, 100)), together)
         least = max(0.05, min(0.95, ((p_c == 0).sum() + 1) / (len(c) + 1)))
-        lam = np.maximum(least, LAMBDA[metric] / effect)
+        lam = np.maximum(least, LAMBDA / effect)
         values.append(np.mean(np.clip((high - lam) / (high - low), 0, 1) / (1 - lam)))
     return np.mean(values)
 

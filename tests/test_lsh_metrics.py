@@ -14,10 +14,8 @@ from sklearn.datasets import load_digits
 
 import torch_fidelity_lsh
 from torch_fidelity_lsh import LSHConfig, lsh_features_to_metric, lsh_knn_precision_recall, lsh_precision_recall
-from torch_fidelity_lsh.metric import lsh_knn
 from torch_fidelity_lsh.metric.anchors import AnchorTables
 from torch_fidelity_lsh.metric.functional import FEWEST_ROWS
-from torch_fidelity_lsh.metric.hashing import HashFamily
 from torch_fidelity_lsh.metric.members import Members, content_hash
 
 METRICS = pytest.mark.parametrize("measure", [lsh_precision_recall, lsh_knn_precision_recall], ids=["lsh", "lsh_knn"])
@@ -37,12 +35,10 @@ def numbers(result):
 
 @pytest.mark.parametrize("metric", ["lsh", "lsh_knn"])
 @pytest.mark.parametrize(
-    ("num_generated", "num_real", "dimension"), [(60, 50, 1), (40, 95, 3), (130, 60, 20), (90, 150, 30), (8, 9, 2)]
+    ("num_generated", "num_real", "dimension"),
+    [(60, 50, 1), (40, 95, 3), (130, 60, 20), (90, 150, 30), (8, 9, 2), (200, 190, 24)],
 )
-def test_metrics_equal_what_the_page_of_definitions_says(metric, num_generated, num_real, dimension, monkeypatch):
-    # One bucket for all, so that the search misses no neighbour.
-    monkeypatch.setattr(HashFamily, "find_width", lambda *_: 1e9)
-    monkeypatch.setattr(lsh_knn, "BUCKET_CAPACITY", 1000)
+def test_metrics_equal_what_the_page_of_definitions_says(metric, num_generated, num_real, dimension):
     generated, real = normal(num_generated, dimension, 1, shift=0.3), normal(num_real, dimension, 2)
     sides = [torch.from_numpy(side) for side in (generated, real)]
     scale = 2.0 ** -np.frexp(np.abs(real).max())[1]
@@ -529,7 +525,7 @@ def test_result_states_its_protocol_and_reads_well():
     result = lsh_precision_recall(normal(80, 4, 1), normal(90, 4, 2), LSHConfig(num_tables=24, seed=7))
     assert result.protocol["num_generated"] == 80
     assert result.protocol["num_real"] == 90
-    assert (result.protocol["num_tables"], result.protocol["storey_lambda"], result.protocol["seed"]) == (24, 0.6, 7)
+    assert (result.protocol["num_tables"], result.protocol["storey_lambda"], result.protocol["seed"]) == (24, 0.65, 7)
     assert result.protocol["effective_real"] == result.effective_real
     assert result.protocol["versions"]["numpy"] == np.__version__
     assert repr(result).startswith("lsh: precision ")
@@ -567,7 +563,7 @@ def test_mistyped_option_is_refused_with_the_nearest_name(name):
         ({"neighborhood": 1}, "neighborhood must be an integer of at least 2; got 1"),
         ({"num_components": 2.0}, "num_components must be an integer of at least 1; got 2.0"),
         ({"num_tables": True}, "num_tables must be an integer"),
-        ({"storey_lambda": 1}, "storey_lambda must be a number between 0 and 1, both excluded, or None; got 1"),
+        ({"storey_lambda": 1}, "storey_lambda must be a number between 0 and 1, both excluded; got 1"),
         ({"storey_lambda": float("nan")}, "storey_lambda must be a number between 0 and 1"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),
         ({"seed": -1}, "seed must be an integer of at least 0; got -1"),

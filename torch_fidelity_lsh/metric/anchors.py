@@ -50,18 +50,13 @@ class AnchorTables:
         anchors = positions(support[rows.flatten()])
         return cls(anchors, rows, log_radii(anchors.view(*rows.shape, -1), rows))
 
-    def squared_distances(self, points: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield exact B x T x psi squared distances, whole numbers, of some of M x P coordinates at a time."""
-        norms = self.anchors.double().square().sum(1)
-        furthest = float(norms.max().sqrt())
-        for block in torch.split(points, ROWS_AT_ONCE):
+    def squared_distances(self, points: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield, some of M x P coordinates at a time, the first row and exact B x T x psi squared distances, whole."""
+        for start, block in zip(range(0, len(points), ROWS_AT_ONCE), torch.split(points, ROWS_AT_ONCE), strict=True):
             block = positions(block)
-            norms_of_block = block.double().square().sum(1)
-            few = block.shape[1] <= FEW_DIMENSIONS
-            is_far = float(norms_of_block.max().sqrt()) + furthest > EXACT_DISTANCE
-            dtype = torch.float64 if few or is_far else torch.float32
-            squared = torch.addmm(norms.to(dtype), block.to(dtype), self.anchors.to(dtype).T, alpha=-2)
-            yield squared.add_(norms_of_block.to(dtype)[:, None]).view(len(block), *self.rows.shape)
+            everything = slice(None)
+            squared = SquaredDistances(block, self.anchors)(everything, everything)
+            yield start, squared.view(len(block), *self.rows.shape)
 
     def nearest(self, points: torch.Tensor, are_support: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the nearest anchor of M x P coordinates in each table.
@@ -73,22 +68,49 @@ class AnchorTables:
         Returns:
             T x M cells, numbers of anchors in their tables, and the logarithms of the distances to them.
         """
-        cells, nearest, start = [], [], 0
-        for squared in self.squared_distances(points):
+        cells, nearest = [], []
+        for start, squared in self.squared_distances(points):
             if are_support:
-                row = self.rows.flatten() - start
-                column = ((row >= 0) & (row < len(squared))).nonzero().flatten()
-                squared.view(len(squared), -1)[row[column], column] = math.inf
-                start += len(squared)
+                self.pass_over_themselves(squared, start)
             found = squared.min(2)
             cells.append(found.indices)
             nearest.append(found.values)
         return torch.cat(cells).T.contiguous(), half_log(torch.cat(nearest)).T.contiguous()
 
+    def pass_over_themselves(self, squared: torch.Tensor, start: int) -> None:
+        """Make anchors among B rows of the support, from ``start``, infinitely far from themselves, in place."""
+        row = self.rows.flatten() - start
+        column = ((row >= 0) & (row < len(squared))).nonzero().flatten()
+        squared.view(len(squared), -1)[row[column], column] = math.inf
+
+
+class SquaredDistances:
+    """Exact squared distances, whole numbers, between some of M x P and some of N x P positions."""
+
+    def __init__(self, points: torch.Tensor, others: torch.Tensor) -> None:
+        norms, norms_of_others = (each.double().square().sum(1) for each in (points, others))
+        few = points.shape[1] <= FEW_DIMENSIONS
+        is_far = float(norms.max().sqrt() + norms_of_others.max().sqrt()) > EXACT_DISTANCE
+        dtype = torch.float64 if few or is_far else torch.float32
+        self._points, self._others = points.to(dtype), others.to(dtype)
+        self._norms, self._norms_of_others = norms.to(dtype), norms_of_others.to(dtype)
+
+    def __call__(self, rows: torch.Tensor | slice, rows_of_others: torch.Tensor | slice) -> torch.Tensor:
+        """Return those between some rows of both."""
+        squared = torch.addmm(
+            self._norms_of_others[rows_of_others], self._points[rows], self._others[rows_of_others].T, alpha=-2
+        )
+        return squared.add_(self._norms[rows, None])
+
 
 def positions(points: torch.Tensor) -> torch.Tensor:
     """Return N x P coordinates as anchors see them."""
     return points if points.shape[1] <= FEW_DIMENSIONS else (points * COARSE).round()
+
+
+def unit_of(points: torch.Tensor) -> float:
+    """Return the unit of positions in units of coordinates."""
+    return 1.0 if points.shape[1] <= FEW_DIMENSIONS else 1 / COARSE
 
 
 def log_radii(anchors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 
 # How unusual a sample must be to count as a stranger: large values see those near the set, small ones are steadier and
 # treat classes more evenly (benchmarks/validity/LOG.md).
-STOREY_LAMBDA = {"lsh": 0.6, "lsh_knn": 0.65}
+STOREY_LAMBDA = 0.65
 
 
 def _setting(default: Any, parse: type, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -23,11 +23,10 @@ class LSHConfig:
     """Settings of ``lsh`` and ``lsh_knn``; the keywords and flags of fidelity calls are these names after ``lsh_``.
 
     Attributes:
-        num_tables: Tables of anchors in ``lsh``, of hashes in ``lsh_knn``. More are steadier and slower. Default: 16.
+        num_tables: Tables of anchors. More are steadier and slower. Default: 16.
         neighborhood: Number of nearest neighbours k that ``lsh_knn`` looks at, or an eighth of the samples of the set
             if that is less. At least 2. Default: 10.
-        storey_lambda: The conformal p-value, in (0, 1), above which samples count as members. Default: `None`, that is
-            0.6 in ``lsh`` and 0.65 in ``lsh_knn``.
+        storey_lambda: The conformal p-value, in (0, 1), above which samples count as members. Default: 0.65.
         num_components: Dimensions kept by a random projection of the features; features with no more are taken as they
             are. Default: 128.
         batch_size: Rows projected at a time; bounds memory and changes no result. Default: 1024.
@@ -42,11 +41,9 @@ class LSHConfig:
         ValueError: num_tables must be an integer of at least 1; got 0
     """
 
-    num_tables: int = _setting(16, int, "tables of anchors (lsh) or hashes (lsh_knn); more are steadier and slower")
+    num_tables: int = _setting(16, int, "tables of anchors; more are steadier and slower")
     neighborhood: int = _setting(10, int, "nearest neighbours looked at (lsh_knn)")
-    storey_lambda: float | None = _setting(
-        None, float, "conformal p-value above which samples count as members; .6 in lsh, .65 in lsh_knn if not given"
-    )
+    storey_lambda: float = _setting(STOREY_LAMBDA, float, "conformal p-value above which samples count as members")
     num_components: int = _setting(128, int, "dimensions kept by random projection")
     batch_size: int = _setting(1024, int, "rows projected at a time; changes no result")
     seed: int = 2020
@@ -67,12 +64,8 @@ class LSHConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
         share = self.storey_lambda
-        if share is not None and not (isinstance(share, (int, float)) and 0 < share < 1):
-            raise ValueError(f"storey_lambda must be a number between 0 and 1, both excluded, or None; got {share!r}")
-
-    def lambda_of(self, metric: str) -> float:
-        """Return lambda of ``"lsh"`` or ``"lsh_knn"``."""
-        return STOREY_LAMBDA[metric] if self.storey_lambda is None else self.storey_lambda
+        if not (isinstance(share, (int, float)) and 0 < share < 1):
+            raise ValueError(f"storey_lambda must be a number between 0 and 1, both excluded; got {share!r}")
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> LSHConfig:

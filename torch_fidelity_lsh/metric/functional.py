@@ -301,7 +301,6 @@ def measure(
             "near_copies_real": real.spacing.share_of_near_copies,
             "dimension": real.reduced.dimension,
             **asdict(config),
-            "storey_lambda": config.lambda_of(metric),
             "versions": {name: version(name) for name in ("torch-fidelity-lsh", "torch-fidelity", "torch", "numpy")},
         },
     )
@@ -311,7 +310,7 @@ def _assess(metric: str, assessed: Side, members: Side, config: LSHConfig) -> tu
     """Estimate the share of assessed samples that are members, and test whether all are."""
     folds = METRICS[metric](assessed.reduced.values, members.members.values, members.spacing.groups, config)
     common = folds, assessed.members.of_row, assessed.spacing, members.spacing
-    return estimate(*common, config.lambda_of(metric)), test_of_membership(*common)
+    return estimate(*common, config.storey_lambda), test_of_membership(*common)
 
 
 def _warn_of_collapse(estimates: dict[str, Estimate]) -> None:

@@ -73,7 +73,7 @@ class Scales:
 
     def scores_and_cells(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return M scores and T x M cells of M x P coordinates."""
-        parts = [self._of_block(squared) for squared in self.tables.squared_distances(points)]
+        parts = [self._of_block(squared) for _, squared in self.tables.squared_distances(points)]
         scores, cells = (torch.cat(each) for each in zip(*parts, strict=True))
         return scores, cells.T.contiguous()
 

@@ -1,4 +1,4 @@
-"""Metric ``lsh_knn``: nearest neighbours, searched among the samples that share a hash bucket."""
+"""Metric ``lsh_knn``: nearest neighbours, searched among the samples of a few cells."""
 
 from __future__ import annotations
 
@@ -8,19 +8,14 @@ import numpy as np
 import torch
 
 from torch_fidelity_lsh.metric.anchors import AnchorTables
-from torch_fidelity_lsh.metric.buckets import BucketIndex, Buckets
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.conformal import Scored
 from torch_fidelity_lsh.metric.coordinates import Coordinates
-from torch_fidelity_lsh.metric.hashing import HashFamily, others_in_bucket
+from torch_fidelity_lsh.metric.neighbours import CAPACITY, MEMBERS_IN_LIST, NUM_LISTS, PROBES, Lists, Located
 
 NUM_FOLDS = 4
-CELLS, CELL_TABLES = 48, 12
+NUM_ANCHORS = 64  # of a table
 SEARCHED = 3  # times k neighbours are searched, so that k of them lie in the support of any fold
-NUM_HASHES = 8
-OCCUPANCY = 0.9  # of (member, table) pairs whose bucket holds another member, at least
-CANDIDATES = 8  # for each neighbour asked for, at least, on average over the members
-BUCKET_CAPACITY = 6  # members searched in a bucket, times log2 of the members
 FAR = 2.0  # radii; what is further away, or not found, counts as this far
 RATIO_UNIT = 2.0**-20
 
@@ -31,8 +26,8 @@ def score_folds(assessed: torch.Tensor, members: torch.Tensor, groups: torch.Ten
     In turn one fourth of the set is the calibration set and the rest the support. The radius of a support sample is the
     distance to its k-th nearest other. The score is minus the mean, over the k nearest in the support, of the distance
     in units of their radii, each at most 2 and the least left out (a simplified local outlier factor, Breunig et al.,
-    2000); `-inf` where all are at least 2 radii away. Neighbours are those found among about log N members that share
-    one of the sample's hash buckets.
+    2000); `-inf` where all are at least 2 radii away. Neighbours are searched among about log N
+    members, those listed by the anchors nearest to the sample.
 
     Args:
         assessed: M x P reduced features of the samples.
@@ -43,14 +38,19 @@ def score_folds(assessed: torch.Tensor, members: torch.Tensor, groups: torch.Ten
     coordinates = Coordinates.fit(members)
     inside, points = coordinates(members), coordinates(assessed)
     k = max(2, min(config.neighborhood, len(members) // 8))
-    index = _index(inside, k, config)
-    to_others = index.nearest_others(SEARCHED * k)
-    to_members = index.nearest(points, Buckets.of(index.family.keys(points, index.width)), SEARCHED * k)
-    tables = AnchorTables.draw(inside, CELLS, CELL_TABLES, np.random.default_rng([config.seed, 2]))
-    cells, cells_inside = tables.nearest(points)[0], tables.nearest(inside, are_support=True)[0]
+    tables = AnchorTables.draw(inside, NUM_ANCHORS, config.num_tables, np.random.default_rng([config.seed, 2]))
+    num_lists = max(1, min(NUM_LISTS, tables.rows.numel(), len(members) // MEMBERS_IN_LIST))
+    located = Located.of(tables, points, num_lists)
+    located_members = Located.of(tables, inside, num_lists, are_support=True)
+    lists = Lists.of(located_members, num_lists, max(CAPACITY * math.ceil(math.log2(len(members))), SEARCHED * k))
+    to_others = lists.nearest(located_members, SEARCHED * k, are_members=True)
+    to_members = lists.nearest(located, SEARCHED * k)
     folds = []
     for number in range(NUM_FOLDS):
         is_support = groups % NUM_FOLDS != number
+        if num_lists > PROBES:
+            # They find their own neighbours better than others find theirs, and would be no fair calibration.
+            is_support[tables.rows.flatten()[:num_lists]] = True
         calibration = (~is_support).nonzero().flatten()
         own_distances, _ = _nearest_of(*to_others, is_support, k)
         radii = own_distances[:, -1]
@@ -58,25 +58,9 @@ def score_folds(assessed: torch.Tensor, members: torch.Tensor, groups: torch.Ten
         scores, held_out_scores = (
             -_remoteness(*_nearest_of(*found, is_support, k), radii) for found in (to_members, held_out)
         )
-        num_cells = tables.rows.shape[1]
-        folds.append(Scored(scores, held_out_scores, cells, cells_inside[:, calibration], num_cells, calibration))
+        cells, num_cells = (located.cells, located_members.cells[:, calibration]), tables.rows.shape[1]
+        folds.append(Scored(scores, held_out_scores, *cells, num_cells, calibration))
     return folds
-
-
-def _index(members: torch.Tensor, k: int, config: LSHConfig) -> BucketIndex:
-    """Index members with the narrowest buckets that hold enough of them."""
-    size = len(members)
-    capacity = max(BUCKET_CAPACITY * math.ceil(math.log2(size)), SEARCHED * k)
-    # No more than there are, where samples or tables are few.
-    wanted = min(CANDIDATES * (k + 1) / config.num_tables, capacity / 2, (size - 1) / 2)
-    family = HashFamily.sample(members.shape[1], config.num_tables, NUM_HASHES, config.seed, members.device)
-
-    def is_enough(keys: torch.Tensor) -> bool:
-        others = others_in_bucket(keys)
-        occupied, found = (others > 0).double().mean(), others.clamp(max=capacity).double().mean()
-        return bool(occupied >= OCCUPANCY and found >= wanted)
-
-    return BucketIndex.build(family, family.find_width(members, is_enough), members, capacity)
 
 
 def _nearest_of(
