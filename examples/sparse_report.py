@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from math import isnan, nan
 from pathlib import Path
@@ -14,20 +15,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from paper_report import markdown
-from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 
 from compressors.common.files import whole_file, write_json, write_text
 
 Run = dict[str, Any]
 Value = Callable[[Run], float]
 
+FD = "frechet_inception_distance"
 SCORES = {
-    "FD": "frechet_inception_distance",
+    "FD": FD,
     "lsh precision": "lsh_precision",
     "lsh recall": "lsh_recall",
     "lsh_knn precision": "lsh_knn_precision",
     "lsh_knn recall": "lsh_knn_recall",
 }
+WORDS = ("loses", "may keep", "keeps", "gains")
 # Share of the training over which the balance ratio of the tables is averaged.
 TAIL = 0.25
 
@@ -41,12 +44,13 @@ def write_report(folder: Path, protocol: dict[str, Any], labels: Sequence[str], 
     groups = {label: [run for run in runs if run["arm"] == label] for label in labels}
     content = {"protocol": protocol, "runs": [run for group in groups.values() for run in group]}
     write_json(folder / "results.json", content)
-    compared = [f"Differences to {name!r}, paired by seed:\n\n{differences(groups, name)}" for name in baselines]
+    compared = [f"Differences to {name!r}, seed by seed:\n\n{differences(groups, name)}" for name in baselines]
     text = "\n\n".join(
         (
             "Mean ± standard deviation over seeds. FD: Fréchet distance of the features. Balance ratio: mean over the "
             f"last {TAIL:.0%} of the steps. Cost: multiply-accumulates of the training, % of dense, corrected and as "
-            "in the reference. Differences have 95 % intervals by Student's t.",
+            "in the reference. Differences: mean over seeds of what `torch_fidelity_lsh.compare` finds, the 95 % "
+            "interval by Student's t, which takes in how trainings vary, and how many seeds `compare` says what of.",
             _training(groups),
             _quality(groups),
             *compared,
@@ -54,7 +58,7 @@ def write_report(folder: Path, protocol: dict[str, Any], labels: Sequence[str], 
     )
     write_text(folder / "table.md", text + "\n")
     _save(_overview(groups, protocol), folder / "sparse_gan.png")
-    _save(_samples(groups, folder / "scores"), folder / "samples.png")
+    _save(_samples(groups, folder / "samples"), folder / "samples.png")
     return text
 
 
@@ -95,16 +99,20 @@ def _means(groups: dict[str, list[Run]], columns: dict[str, tuple[Value, str]]) 
 
 
 def differences(groups: dict[str, list[Run]], baseline: str) -> str:
-    """Return the differences of each arm to `baseline`, paired by seed, with 95 % intervals by Student's t."""
+    """Return the differences of each arm to `baseline` seed by seed: mean, its interval, and what `compare` says."""
     lines = [["arm", *SCORES]]
     for label, group in groups.items():
         if label == baseline:
             continue
-        pairs = list(zip(group, groups[baseline], strict=True))
-        cells = []
-        for title, key in SCORES.items():
-            changes = [run["scores"][key] - other["scores"][key] for run, other in pairs]
-            cells.append(_interval(changes, "+.0f" if title == "FD" else "+.2f"))
+        distances = [
+            run["scores"][FD] - other["scores"][FD] for run, other in zip(group, groups[baseline], strict=True)
+        ]
+        cells = [_interval(distances, "+.0f")]
+        for key in list(SCORES.values())[1:]:
+            found = [run["scores"]["differences"][baseline][key] for run in group]
+            words = Counter(change["word"] for change in found)
+            said = ", ".join(f"{words[word]} {word}" for word in WORDS if words[word])
+            cells.append(f"{_interval([change['value'] for change in found], '+.2f')} ({said})")
         lines.append([label, *cells])
     return markdown(lines)
 
@@ -121,11 +129,12 @@ def _mean(values: list[float], form: str) -> str:
 
 
 def _interval(values: list[float], form: str) -> str:
-    """Return the mean and half its 95 % interval by Student's t."""
-    if len(values) < 2:
-        return f"{fmean(values):{form}}"
-    half = student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
-    return f"{fmean(values):{form}} ± {half:{form.removeprefix('+')}}"
+    """Return the mean over seeds and its 95 % interval by Student's t, where seeds differ."""
+    mean = format(fmean(values), form)
+    if len(set(values)) == 1:
+        return mean
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    return f"{mean} [{low:{form}}, {high:{form}}]"
 
 
 def _overview(groups: dict[str, list[Run]], protocol: dict[str, Any]) -> Figure:
@@ -173,11 +182,9 @@ def _lines(axes: Axes, group: list[Run], key: str, color: str) -> None:
 def _points(axes: Axes, group: list[Run], metric: str, color: str, label: str) -> None:
     names = (f"{metric}_recall", f"{metric}_precision")
     recall, precision = ([run["scores"][name] for run in group] for name in names)
-    errors = [1.96 * fmean(run["scores"][f"{name}_stderr"] for run in group) for name in names]
     axes.plot(recall, precision, "o", color=color, alpha=0.35)
-    axes.errorbar(fmean(recall), fmean(precision), errors[1], errors[0], fmt="s", color=color, capsize=2, label=label)
+    axes.plot(fmean(recall), fmean(precision), "s", color=color, label=label)
     axes.set(xlabel=f"{metric} recall (diversity)", ylabel=f"{metric} precision (quality)")
-    axes.set_title("bars: 95 % interval of one measurement", fontsize="small")
 
 
 def _samples(groups: dict[str, list[Run]], folder: Path) -> Figure:

@@ -64,7 +64,7 @@ def test_a_dcgan_loop_needs_fewer_than_ten_lines():
 @pytest.fixture
 def tiny(example, counting_extractor, monkeypatch):
     """The example at a size that takes seconds: four arms, four steps, features that are pooled pixels."""
-    settings = example.Settings(steps=4, width=2, critic=2, latent=4, batch=4, samples=120)
+    settings = example.Settings(steps=4, width=2, critic=2, latent=4, batch=4, samples=60)
     chosen = ("dense", "pruned half-way", "static", "ADAPT strict")
     configs = {label: config for label, config in example.arms(settings).items() if label in chosen}
     monkeypatch.setattr(example, "Settings", lambda **_: settings)
@@ -78,7 +78,7 @@ def test_the_example_goes_on_where_it_was_interrupted(example, tiny, tmp_path, m
     _, configs = tiny
     monkeypatch.setattr("sys.argv", ["sparse_gan.py", "--output", str(tmp_path), "--seeds", "2", "--density", "0.5"])
     example.main()
-    names = {"results.json", "table.md", "sparse_gan.png", "samples.png", "runs", "scores"}
+    names = {"results.json", "table.md", "sparse_gan.png", "samples.png", "runs", "samples", "scores"}
     assert {path.name for path in tmp_path.iterdir()} == names
     results = json.loads((tmp_path / "results.json").read_text())
     labels = [*configs, example.POST_HOC]
@@ -86,6 +86,13 @@ def test_the_example_goes_on_where_it_was_interrupted(example, tiny, tmp_path, m
     for run in results["runs"]:
         assert run["generator_density"] == pytest.approx(1 if run["arm"] == "dense" else 0.2, abs=0.01)
         assert {"lsh_precision", "lsh_recall_ci_low", "lsh_knn_recall"} <= run["scores"].keys()
+        differences = run["scores"]["differences"]
+        assert list(differences) == [name for name in ("dense", "static", example.POST_HOC) if name != run["arm"]]
+        for baseline, found in differences.items():
+            other = next(each for each in results["runs"] if (each["arm"], each["seed"]) == (baseline, run["seed"]))
+            expected = run["scores"]["lsh_precision_unclipped"] - other["scores"]["lsh_precision_unclipped"]
+            if {run["arm"], baseline} != example.SAME_TRAINING:  # which are compared in pairs, with other folds
+                assert found["lsh_precision"]["value"] == pytest.approx(expected)
     half_way = next(run for run in results["runs"] if run["arm"] == "pruned half-way")
     assert [point["generator_density"] < 1 for point in half_way["history"]] == [False, False, True, True]
     table = (tmp_path / "table.md").read_text()
@@ -110,18 +117,41 @@ def test_results_of_other_settings_are_not_mixed(example, tiny, tmp_path, monkey
         example.main()
 
 
-def test_differences_are_paired_by_seed_with_students_interval(example):
+def test_differences_come_seed_by_seed_with_students_interval(example):
     import sparse_report
 
     def runs(arm, values):
-        return [{"arm": arm, "seed": n, "scores": dict.fromkeys(sparse_report.SCORES.values(), v)} for n, v in values]
+        scores = [(seed, 10 * value, value, "gains" if value > 1 else "may keep") for seed, value in enumerate(values)]
+        keys = list(sparse_report.SCORES.values())[1:]
+        return [
+            {
+                "arm": arm,
+                "seed": seed,
+                "scores": {
+                    sparse_report.FD: distance,
+                    "differences": {"pruned": {key: {"value": value, "word": word} for key in keys}},
+                },
+            }
+            for seed, distance, value, word in scores
+        ]
 
-    scores = {"sparse": (5.0, 8.0, 8.0), "pruned": (4.0, 6.0, 5.0)}
-    groups = {arm: runs(arm, enumerate(values)) for arm, values in scores.items()}
+    groups = {"sparse": runs("sparse", (1, 2, 3)), "pruned": runs("pruned", (0, 0, 0))}
     # Differences 1, 2, 3: mean 2, deviation 1, t of 2 degrees of freedom 4.303.
     header, _, row = sparse_report.differences(groups, "pruned").splitlines()
     assert header.startswith("| arm | FD |")
-    assert row == "| sparse | +2 ± 2 | " + " | ".join(["+2.00 ± 2.48"] * 4) + " |"
+    change = "+2.00 [-0.48, +4.48] (1 may keep, 2 gains)"
+    assert row == "| sparse | +20 [-5, +45] | " + " | ".join([change] * 4) + " |"
+
+
+def test_arms_are_chosen_and_measured_without_the_dense_one(example, tiny, tmp_path, monkeypatch):
+    command = ["sparse_gan.py", "--output", str(tmp_path), "--seeds", "1", "--arms", "static", "ADAPT strict"]
+    monkeypatch.setattr("sys.argv", command)
+    example.main()
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [(run["arm"], list(run["scores"]["differences"])) for run in runs] == [
+        ("static", []),
+        ("ADAPT strict", ["static"]),
+    ]
 
 
 @pytest.mark.parametrize("seeds", ["0", "-1", "two"])

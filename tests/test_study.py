@@ -16,7 +16,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from compressors import ChannelPruner, CompressionError, ContractBroken, Pipeline, Quantizer
 from compressors.sparse import MaskSet, hand_over, prune_by_magnitude
 from compressors.study import StudySettings, extract_features, measure_generator, run_study
-from compressors.study.table import Table
+from compressors.study.table import PRECISION_RECALL, Table
 
 SETTINGS = StudySettings(
     samples=40,
@@ -169,11 +169,37 @@ def test_one_table_of_sizes_and_scores(study, tmp_path):
     assert expected | {"lsh_knn_recall_stderr", "precision", "recall"} <= full.scores["real"].keys()
     text = str(table)
     assert "against real:" in text
+    assert "against real, changes from the uncompressed model:" in text
     assert "lsh_knn recall" in text
-    assert "±" in text
     for picture in ("real", "real-bits", "real-ratio", "real-path", "real-size", "samples"):
         assert (tmp_path / f"{picture}.png").stat().st_size > 1000
     assert all((tmp_path / row.samples).is_file() for row in table.rows)
+
+
+def test_rows_are_compared_with_the_uncompressed_model_in_pairs(study, real, generator, tmp_path):
+    table = study({"same": generator, "W3": Quantizer(3)}, metrics=("fid", "lsh"), references=("real", "teacher"))
+    start, same, quantized = table.rows
+    assert start.changes == {}
+    for reference in ("real", "teacher"):
+        assert same.changes[reference].keys() == {"lsh_precision", "lsh_recall", "lsh_f_score"}
+        assert all(change["value"] == 0 for change in same.changes[reference].values())
+        before, after = (row.scores[reference]["lsh_precision_unclipped"] for row in (start, quantized))
+        change = quantized.change(reference, PRECISION_RECALL["lsh"][0])
+        assert change.value == pytest.approx(after - before, abs=0.3)  # Pairs share folds, which moves single values.
+        assert change.low <= change.value <= change.high
+        assert f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] {change.word}" in str(table)
+
+
+def test_the_uncompressed_model_is_compared_with_in_a_later_run_too(study, tiny, tmp_path):
+    both = study([Quantizer(8), Quantizer(3)])
+    for file in tmp_path.glob("features/*"):
+        file.unlink()
+    for file in tmp_path.glob("rows.json"):
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join(line for line in lines if "quantize W3" not in line))
+    images = tiny.images
+    assert study([Quantizer(8), Quantizer(3)]).rows[2].changes == both.rows[2].changes
+    assert tiny.images == images + 50 + 2 * 40
 
 
 def test_files_hold_the_table(study, tmp_path):
@@ -183,6 +209,10 @@ def test_files_hold_the_table(study, tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["compressor"] for row in rows] == [row.compressor for row in table.rows]
     assert float(rows[1]["real_lsh_recall"]) == table.rows[1].scores["real"]["lsh_recall"]
+    change = table.rows[1].changes["real"]["lsh_recall"]
+    assert float(rows[1]["real_lsh_recall_change_ci_low"]) == change["ci_low"]
+    assert rows[1]["real_lsh_recall_change_word"] == change["word"]
+    assert rows[0]["real_lsh_recall_change"] == ""
     assert rows[0]["bits"] == ""
 
 
@@ -274,16 +304,16 @@ def test_kept_features_serve_other_metrics(study, tiny):
 
 def test_a_change_for_all_rows_measures_all(study, tiny, generator, real):
     study()
-    for change in (
-        {"samples": 41},
-        {"metrics": ("fid",)},
-        {"reference": real.flip(0)},
-        {"model": Spy()},
-        {"draw": lambda n, random: tuple(2 * item for item in draw(n, random))},
+    for change, rows in (
+        ({"samples": 41}, 3),
+        ({"metrics": ("fid",)}, 2),  # The features of the uncompressed model are kept.
+        ({"reference": real.flip(0)}, 3),
+        ({"model": Spy()}, 3),
+        ({"draw": lambda n, random: tuple(2 * item for item in draw(n, random))}, 3),
     ):
         images = tiny.images
         study(**change)
-        assert tiny.images >= images + 3 * 40
+        assert tiny.images >= images + rows * 40
 
 
 def test_ctrl_c_keeps_the_rows(study, tiny, tmp_path):

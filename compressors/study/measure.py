@@ -20,6 +20,9 @@ from compressors.study.features import Extractor, Reference, as_reference, is_fe
 from compressors.study.identity import identify
 from compressors.study.settings import StudySettings
 from torch_fidelity_lsh.fidelity.calculate import calculate_metrics
+from torch_fidelity_lsh.metric.comparison import NUMBERS, Difference, compare
+from torch_fidelity_lsh.metric.config import LSHConfig
+from torch_fidelity_lsh.metric.functional import METRICS
 from torch_fidelity_lsh.metric.guard import default_modes
 
 EXAMPLES = 8
@@ -150,6 +153,34 @@ def scores(features: Tensor, reference: Tensor, settings: StudySettings, device:
     wrong = [f"{key} is {value}" for key, value in found.items() if not math.isfinite(value)]
     if wrong:
         raise CompressionError(f"the metrics give no finite numbers: {', '.join(wrong)}")
+    return found
+
+
+def changes(
+    features: Tensor, start: Tensor, reference: Tensor, settings: StudySettings, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """Return what `compare` says of features and those of the uncompressed model, by the metrics that it knows.
+
+    Args:
+        features: N x D, of a compressed model.
+        start: N x D, of the uncompressed model from the same latents, row by row.
+        reference: M x D.
+        settings: name the metrics.
+        device: where it runs.
+
+    Returns:
+        By score, such as "lsh_recall", the entries of `Row.changes`.
+    """
+    config = LSHConfig.from_kwargs({**settings.options, "rng_seed": settings.seed})
+    one, other, real = (part.to(device) for part in (features, start, reference))
+    found = {}
+    for metric in (name for name in settings.metrics if name in METRICS):
+        comparison = compare(one, other, real, config, metric, paired=True)
+        for name in NUMBERS:
+            change: Difference = getattr(comparison, name)
+            low, high = change.interval
+            entry = {"value": change.value, "ci_low": low, "ci_high": high, "word": change.word}
+            found[f"{metric}_{name}"] = entry
     return found
 
 

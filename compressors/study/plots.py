@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -120,9 +120,9 @@ def _draw_along(axes: Axes, table: Table, reference: str, score: Score, knob: Kn
     float_at = {"bits": 32.0, "ratio": 0.0}[knob]
     steps = sorted({getattr(row, knob) or float_at for rows in series.values() for row in rows}, reverse=knob == "bits")
     for label, rows in series.items():
-        values = np.array([row.interval(reference, score) for row in rows])
+        values = np.array([row.estimate(reference, score) for row in rows])
         positions = [steps.index(getattr(row, knob) or float_at) for row in rows]
-        axes.errorbar(positions, values[:, 0], values[:, 1], marker=".", capsize=2, label=label)
+        axes.errorbar(positions, values[:, 0], _bars(values), marker=".", capsize=2, label=label)
     axes.set_xticks(range(len(steps)), ["float" if step == float_at else f"{step:g}" for step in steps])
     axes.set(xlabel=_AXIS[knob], ylabel=score.title, ylim=(-0.03, 1.03))
 
@@ -131,8 +131,8 @@ def _draw_path(axes: Axes, table: Table, reference: str, pair: Pair) -> None:
     """Draw precision over recall as compression grows, a line per series."""
     precision, recall = pair
     for label, rows in _series(table).items():
-        y, x = (np.array([row.interval(reference, score) for row in rows]) for score in (precision, recall))
-        axes.errorbar(x[:, 0], y[:, 0], y[:, 1], x[:, 1], marker=".", capsize=2, label=label)
+        y, x = (np.array([row.estimate(reference, score) for row in rows]) for score in (precision, recall))
+        axes.errorbar(x[:, 0], y[:, 0], _bars(y), _bars(x), marker=".", capsize=2, label=label)
         axes.plot(x[0, 0], y[0, 0], "ko", fillstyle="none")
     axes.set(xlabel=recall.title, ylabel=precision.title, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
 
@@ -140,11 +140,16 @@ def _draw_path(axes: Axes, table: Table, reference: str, pair: Pair) -> None:
 def _draw_size(axes: Axes, table: Table, reference: str, score: Score) -> None:
     """Draw a score over the size in the file, a line per series."""
     for label, rows in _series(table).items():
-        values = np.array([row.interval(reference, score) for row in rows])
-        axes.errorbar(
-            [row.bytes / 1000 for row in rows if row.bytes], values[:, 0], values[:, 1], marker=".", label=label
-        )
+        values = np.array([row.estimate(reference, score) for row in rows])
+        sizes = [row.bytes / 1000 for row in rows if row.bytes]
+        axes.errorbar(sizes, values[:, 0], _bars(values), marker=".", label=label)
     axes.set(xlabel="kB", ylabel=score.title, xscale="log")
+
+
+def _bars(estimates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return how far intervals reach below and above their values, 2 x N, of estimates N x 3."""
+    value, low, high = estimates.T
+    return np.stack([value - low, high - value])
 
 
 def _series(table: Table, knob: Knob | None = None) -> dict[str, list[Row]]:
@@ -159,12 +164,12 @@ def _series(table: Table, knob: Knob | None = None) -> dict[str, list[Row]]:
 
 
 def _pairs(table: Table, reference: str) -> list[Pair]:
-    return [pair for pair in PRECISION_RECALL.values() if table.rows[0].interval(reference, pair[0])]
+    return [pair for pair in PRECISION_RECALL.values() if table.rows[0].estimate(reference, pair[0])]
 
 
 def _quality(table: Table, reference: str) -> list[Score]:
     """Return the measured distances, or else the measured precisions."""
-    distances = [score for score in DISTANCES if table.rows[0].interval(reference, score)]
+    distances = [score for score in DISTANCES if table.rows[0].estimate(reference, score)]
     return distances or [precision for precision, _ in _pairs(table, reference)]
 
 

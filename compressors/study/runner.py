@@ -31,7 +31,7 @@ from compressors.study.cache import KeptRows, read_features, write_features
 from compressors.study.features import Extractor, Reference, as_reference, chosen_layer, is_features, reference_batches
 from compressors.study.identity import Identity, identify
 from compressors.study.latency import batch_ms
-from compressors.study.measure import EXAMPLES, Sampler, device_of, module_of, scores
+from compressors.study.measure import EXAMPLES, Sampler, changes, device_of, module_of, scores
 from compressors.study.plots import PICTURED, is_picture, save_pictures, save_samples
 from compressors.study.settings import StudySettings
 from compressors.study.table import Row, Table
@@ -154,7 +154,7 @@ class _Study:
             "inputs": self.sampler.identity,
             "reference": None if images is None else digest(reference_batches(images, self.settings.batch_size)),
             "extracting": identify({name: item for name, item in vars(extractor).items() if callable(item)}).digest,
-            "scoring": identify(metrics, dict(self.settings.options)).digest,
+            "scoring": identify(metrics, dict(self.settings.options), changes).digest,
         }
 
     @property
@@ -189,7 +189,8 @@ class _Study:
         samples = f"samples/{path.stem}.png"
         kept = None if way.unknown or not is_picture(self.folder / samples) else read_features(path)
         # What fails in these fails for all rows.
-        references = self.references
+        references, uncompressed = self.references, label == UNCOMPRESSED
+        start = None if uncompressed else self.start
         if kept is None:
             self.extractor  # noqa: B018
         unknown = f"measured in every run: it holds what cannot be identified ({', '.join(way.unknown)})"
@@ -202,10 +203,14 @@ class _Study:
             return self._failed(row, error)
         if shown:
             save_samples(shown, self.folder / samples)
-            if self.settings.keep_features:
+            if self.settings.keep_features or uncompressed:  # which the others are compared with
                 write_features(path, features)
         try:
-            found = {name: scores(features, other, self.settings, self.device) for name, other in references.items()}
+            common = self.settings, self.device
+            found = {name: scores(features, other, *common) for name, other in references.items()}
+            if start is not None:
+                changed = {name: changes(features, start, other, *common) for name, other in references.items()}
+                row = replace(row, changes=changed)
             return replace(row, scores=found, latency_ms=self._latency_ms(result.model), samples=samples), True
         except Exception as error:
             return self._failed(row, error)
@@ -229,6 +234,12 @@ class _Study:
         sources = {"real": self._real, "teacher": self._teacher}
         return {name: self._kept(name, sources[name]) for name in self.settings.references}
 
+    @cached_property
+    def start(self) -> Tensor:
+        """The features of the uncompressed model, from the latents of all rows."""
+        name = self.identity(UNCOMPRESSED).digest
+        return self._kept(name, lambda: self.extractor(self.sampler.images(independent_copy(self.model))))
+
     def _real(self) -> Tensor:
         assert self.reference is not None
         return self.extractor(reference_batches(self.reference, self.settings.batch_size))
@@ -238,7 +249,7 @@ class _Study:
         return self.extractor(self.sampler.images(independent_copy(self.model), self.settings.seed + 1))
 
     def _kept(self, name: str, extracted: Callable[[], Tensor]) -> Tensor:
-        """Return the features of a reference, from a file if they were extracted before."""
+        """Return features that all rows need, from a file if they were extracted before."""
         if name == "real" and is_features(self.reference):
             return self.reference
         path = self.features_path(name)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from compressors.common.files import digest, write_json, write_text
 from compressors.common.text import aligned
@@ -20,28 +20,51 @@ Status = Literal["measured", "failed", "out of memory"]
 _SIZES = ("bits", "act_bits", "ratio", "parameters", "macs", "bytes", "latency_ms", "sqnr_db")
 
 
+class Estimate(NamedTuple):
+    """A value and the ends of its 95 % interval, which are the value itself where no interval is known."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Change(NamedTuple):
+    """A difference to the uncompressed model, the ends of its 95 % interval, and what `compare` calls it."""
+
+    value: float
+    low: float
+    high: float
+    word: str
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}] {self.word}"
+
+
 @dataclass(frozen=True)
 class Score:
-    """A number of a fidelity call that the printed table and the pictures show: its key, its title, its error's key."""
+    """A number of a fidelity call that the printed table and the pictures show.
+
+    Attributes:
+        key: its key.
+        title: its title.
+        has_interval: whether the call returns a 95 % interval, under ``<key>_ci_low`` and ``<key>_ci_high``.
+    """
 
     key: str
     title: str
-    stderr: str | None = None
+    has_interval: bool = False
 
 
-def _pair(prefix: str, title: str, error: bool) -> tuple[Score, Score]:
-    precision, recall = (
-        Score(f"{prefix}{side}", f"{title} {side}", f"{prefix}{side}_stderr" if error else None)
-        for side in ("precision", "recall")
-    )
+def _pair(prefix: str, title: str, has_interval: bool) -> tuple[Score, Score]:
+    precision, recall = (Score(f"{prefix}{side}", f"{title} {side}", has_interval) for side in ("precision", "recall"))
     return precision, recall
 
 
 # Precision and recall by the metric's name in a fidelity call.
 PRECISION_RECALL = {
-    "lsh": _pair("lsh_", "lsh", error=True),
-    "lsh_knn": _pair("lsh_knn_", "lsh_knn", error=True),
-    "prc": _pair("", "kNN", error=False),
+    "lsh": _pair("lsh_", "lsh", has_interval=True),
+    "lsh_knn": _pair("lsh_knn_", "lsh_knn", has_interval=True),
+    "prc": _pair("", "kNN", has_interval=False),
 }
 DISTANCES = (Score("frechet_inception_distance", "FID"), Score("kernel_inception_distance_mean", "KID"))
 SCORES = (*DISTANCES, *(score for pair in PRECISION_RECALL.values() for score in pair))
@@ -62,6 +85,9 @@ class Row:
         latency_ms: milliseconds per image, median over batches, on the device of the study.
         sqnr_db: ratio of the outputs to the error in them, in dB; None where they are identical.
         scores: by reference ("real", "teacher"), what the fidelity call returned.
+        changes: by reference and score, what `torch_fidelity_lsh.compare` says of this model and the uncompressed one,
+            samples of the same latents being pairs: "value", "ci_low", "ci_high", and a "word", which is "loses",
+            "gains", "keeps" (surely loses less than 0.05) or "may keep". None for the uncompressed model.
         samples: picture of the first samples, relative to the folder of the study.
         status: "failed" and "out of memory" rows have no scores, and the sizes only if the failure came late.
         note: what went wrong, or has to be known of the row.
@@ -77,6 +103,7 @@ class Row:
     latency_ms: float | None = None
     sqnr_db: float | None = None
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    changes: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     samples: str = ""
     status: Status = "measured"
     note: str = ""
@@ -86,12 +113,18 @@ class Row:
         """The label with bits and ratios left open: rows of one series differ in how hard they compress."""
         return re.sub(r"(?<=[WA])\d+|(?<=prune )[\d.]+", "*", self.compressor)
 
-    def interval(self, reference: str, score: Score) -> tuple[float, float] | None:
-        """Return a score and half the width of its 95 % interval (0 where no error is known); None if not measured."""
+    def estimate(self, reference: str, score: Score) -> Estimate | None:
+        """Return a score and its interval; None if it was not measured."""
         values = self.scores.get(reference, {})
         if score.key not in values:
             return None
-        return values[score.key], 1.96 * values[score.stderr] if score.stderr else 0.0
+        ends = [f"{score.key}_ci_low", f"{score.key}_ci_high"] if score.has_interval else [score.key] * 2
+        return Estimate(values[score.key], *(values[end] for end in ends))
+
+    def change(self, reference: str, score: Score) -> Change | None:
+        """Return how a score differs from that of the uncompressed model; None if that was not measured."""
+        found = self.changes.get(reference, {}).get(score.key)
+        return None if found is None else Change(found["value"], found["ci_low"], found["ci_high"], found["word"])
 
 
 @dataclass(frozen=True)
@@ -107,8 +140,11 @@ class Table:
         return tuple(dict.fromkeys(name for row in self.rows for name in row.scores))
 
     def __str__(self) -> str:
-        """Return the table as text, one block per reference, then the notes; ± is half a 95 % interval."""
-        blocks = [self._block(reference) for reference in self.references]
+        """Return the table as text: for each reference the scores, then the changes, and the notes at last.
+
+        Intervals, in brackets, are of 95 %.
+        """
+        blocks = [block for reference in self.references for block in self._blocks(reference)]
         notes = [
             f"{row.compressor}: {row.note}"
             if row.status == "measured"
@@ -141,21 +177,48 @@ class Table:
         write_json(path, {**self.to_dict(), "sha256": _checksum(self.to_dict())})
 
     def save_csv(self, path: str | Path) -> None:
-        """Write the table as CSV: sizes, then ``<reference>_<key>`` for every score, then status and note."""
-        keys = {f"{ref}_{key}": (ref, key) for row in self.rows for ref in row.scores for key in row.scores[ref]}
+        """Write the table as CSV: sizes, scores, changes, status and note.
+
+        Scores are called ``<reference>_<key>``, changes ``<reference>_<key>_change`` with ``_ci_low``, ``_ci_high`` and
+        ``_word``.
+        """
+        cells = [_flat(row) for row in self.rows]
+        keys = list(dict.fromkeys(key for row in cells for key in row))
         text = StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("compressor", *_SIZES, *keys, "status", "note"))
-        for row in self.rows:
-            scores = (row.scores.get(reference, {}).get(key) for reference, key in keys.values())
-            writer.writerow((row.compressor, *(getattr(row, name) for name in _SIZES), *scores, row.status, row.note))
+        writer = csv.DictWriter(text, ("compressor", *_SIZES, *keys, "status", "note"), lineterminator="\n")
+        writer.writeheader()
+        for row, numbers in zip(self.rows, cells, strict=True):
+            known = {name: getattr(row, name) for name in ("compressor", *_SIZES, "status", "note")}
+            writer.writerow({**known, **numbers})
         write_text(path, text.getvalue())
 
-    def _block(self, reference: str) -> str:
-        shown = [score for score in SCORES if any(row.interval(reference, score) for row in self.rows)]
+    def _blocks(self, reference: str) -> Iterator[str]:
+        shown = [score for score in SCORES if any(row.estimate(reference, score) for row in self.rows)]
         header = ("compressor", "bits", "ratio", "parameters", "MACs", "kB", "ms", *(score.title for score in shown))
         lines = aligned([header, *(_cells(row, reference, shown) for row in self.rows)])
-        return "\n".join([f"against {reference}:", *lines])
+        yield "\n".join([f"against {reference}:", *lines])
+        changed = [row for row in self.rows if row.changes]
+        if changed:
+            compared = [score for score in shown if changed[0].change(reference, score)]
+            lines = aligned(
+                [
+                    ("compressor", *(score.title for score in compared)),
+                    *((row.compressor, *(str(row.change(reference, score)) for score in compared)) for row in changed),
+                ]
+            )
+            yield "\n".join([f"against {reference}, changes from the uncompressed model:", *lines])
+
+
+def _flat(row: Row) -> dict[str, float | str]:
+    """Return the scores and changes of a row under the names of their columns."""
+    scores = {f"{ref}_{key}": value for ref, values in row.scores.items() for key, value in values.items()}
+    changes = {
+        f"{ref}_{key}_change" + ("" if name == "value" else f"_{name}"): value
+        for ref, found in row.changes.items()
+        for key, change in found.items()
+        for name, value in change.items()
+    }
+    return {**scores, **changes}
 
 
 def _checksum(content: Any) -> str:
@@ -177,11 +240,11 @@ def _cells(row: Row, reference: str, shown: list[Score]) -> tuple[str, ...]:
 
 
 def _scored(row: Row, reference: str, score: Score) -> str:
-    interval = row.interval(reference, score)
-    if interval is None:
+    found = row.estimate(reference, score)
+    if found is None:
         return ""
-    value, half = interval
-    return f"{value:.4g}" if score in DISTANCES else f"{value:.3f}" + (f" ±{half:.3f}" if score.stderr else "")
+    interval = f" [{found.low:.3f}, {found.high:.3f}]" if score.has_interval else ""
+    return f"{found.value:.4g}" if score in DISTANCES else f"{found.value:.3f}{interval}"
 
 
 def _number(value: float | None, form: str) -> str:
