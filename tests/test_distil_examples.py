@@ -64,14 +64,20 @@ def test_repaired_models_are_measured_from_their_files_in_any_features_and_not_m
     for features in ("efficientnet-lite0", "pixels"):
         results = json.loads((tmp_path / f"results-{features}.json").read_text())
         (table,) = results["seeds"].values()
-        assert [row["compressor"] for row in table["rows"]] == ["float", "W4 everywhere", "W4 everywhere, repaired"]
+        assert [row["compressor"] for row in table["rows"]] == [
+            "float",
+            "W4 everywhere",
+            "W4 everywhere, equalized",
+            "W4 everywhere, repaired",
+        ]
         assert table["protocol"]["feature_extractor"] == features
     assert "| W4 everywhere, repaired |" in capsys.readouterr().out
     task = example.digits()
     inputs = task.draw(8, torch.Generator().manual_seed(0))
     label = "W4 everywhere, repaired"
     rows = example.ways(task, 1, 0.05)
-    again = example.made(label, rows, task, tmp_path / "new") if (tmp_path / "new").mkdir() is None else None
+    (tmp_path / "new").mkdir()
+    again = example.made(label, rows, task, tmp_path / "new")
     with torch.no_grad():
         expected = example.made(label, rows, task, tmp_path / "models-1").model(*inputs)
         assert torch.equal(again.model(*inputs), expected)
@@ -108,3 +114,14 @@ def test_a_super_resolution_network_is_read_compressed_and_repaired(run: Any, tm
     assert [row["row"] for row in results["rows"]] == ["bicubic", "teacher", "W4", "W4, repaired"]
     assert results["rows"][3]["PSNR to teacher"] >= results["rows"][2]["PSNR to teacher"]
     assert (tmp_path / "out" / "W4-1-repaired.safetensors").is_file()
+
+
+def test_a_student_is_trained_quantized_and_compared_with_its_teacher(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("student_digits", "--output", str(tmp_path))
+    assert "where A is the student" in capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["metric"], results["paired"]) == ("lsh_knn", True)
+    assert results["recall"]["ci_low"] <= results["recall"]["difference"] <= results["recall"]["ci_high"]
+    assert (tmp_path / "student.safetensors").stat().st_size < 150_000
