@@ -2,6 +2,7 @@
 
     python examples/distill_emoji.py --output output/distil
     python examples/distill_emoji.py --data datasets/emoji/emoji64.npz --output output/distil-emoji
+    python examples/distill_emoji.py --quick
 
 The first one translates drawn label maps into textures at 24 x 24 pixels, and needs no data; the second Google's emoji
 into Twitter's at 64 x 64. The teacher, a ResNet as in CycleGAN, learns from pairs with a discriminator, and is kept.
@@ -18,14 +19,14 @@ A student is saved before anything is measured, and what is measured is read fro
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from kept import claim
 from models import patchgan, resnet_generator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ from torch.utils.data import Dataset
 from torchvision.utils import save_image
 from tqdm import tqdm
 
+from compressors.common.files import write_json
+from compressors.common.text import versions
 from compressors.distil import Columns, CRDDistiller, Patches, RelationLoss, Rows, Weights
 from compressors.distil.costs import Costs, cost_table
 from torch_fidelity_lsh import calculate_metrics
@@ -255,17 +258,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="students of each arm; default 3")
     parser.add_argument("--steps", type=int, help="of a student; default 600, for emoji 3000")
     parser.add_argument("--teacher-steps", type=int, help="default 1200, for emoji 6000")
+    parser.add_argument("--quick", action="store_true", help="one seed, 10 steps of each, 200 held-out maps")
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.quick:
+        arguments.seeds, arguments.steps, arguments.teacher_steps = 1, 10, 10
 
     if arguments.data is None:
-        train, test = label_maps(4096, 0), label_maps(1024, 1)
+        train, test = label_maps(4096, 0), label_maps(200 if arguments.quick else 1024, 1)
         settings = Settings(teacher_steps=arguments.teacher_steps or 1200, steps=arguments.steps or 600)
     else:
         train, test = emoji(arguments.data)
         settings = Settings(
             32, 6, 3, patch=8, teacher_steps=arguments.teacher_steps or 6000, steps=arguments.steps or 3000, rate=5e-4
         )
+    claim(arguments.output, {**asdict(settings), "emoji": arguments.data is not None})
     teacher = train_teacher(settings, train, 0, arguments.output / "teacher.safetensors")
     example = (test.inputs[:1],)
     costs = Costs.of(teacher, example), Costs.of(settings.student(0), example)
@@ -286,7 +292,7 @@ def main() -> None:
     shown = torch.stack([images[:12] for images in pictures.values()]).flatten(0, 1)
     save_image((shown + 1) / 2, arguments.output / "samples.png", nrow=12)
     content = {"settings": vars(settings), "costs": [vars(cost) for cost in costs], "rows": rows}
-    (arguments.output / "results.json").write_text(json.dumps(content, indent=1))
+    write_json(arguments.output / "results.json", {**content, "versions": versions()})
     print(summary(rows))
     print(f"\npicture, from above {', '.join(pictures)}: {arguments.output / 'samples.png'}")
 

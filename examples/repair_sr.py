@@ -1,6 +1,6 @@
 """Compress a network for x4 super-resolution, repair it by distillation on low-resolution crops, measure both.
 
-    pip install spandrel
+    pip install "torch-fidelity-lsh[super-resolution]"
     python examples/repair_sr.py --weights realesr-animevideov3-x4.safetensors --data datasets/sr --output output/sr
 
 Reads weights of Real-ESRGAN as spandrel does (the network of 6 blocks is realesrgan-x4plus-anime, that of 23 blocks
@@ -14,8 +14,11 @@ a blurred repair can beat its teacher. Judge repairs by the former.
 from __future__ import annotations
 
 import argparse
-import json
+import statistics
 import time
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from torch.nn import functional
 from torchvision.io import ImageReadMode, read_image
 
 from compressors import ChannelPruner, CompressedModel, Compressor, Distiller, Quantizer
+from compressors.common.files import write_json
+from compressors.common.text import versions
 
 SCALE = 4
 HELD_OUT = 20
@@ -102,57 +107,95 @@ class Bicubic(nn.Module):
         return functional.interpolate(low, scale_factor=SCALE, mode="bicubic")
 
 
+@dataclass(frozen=True)
+class Bench:
+    """The uncompressed network, what it makes of held-out crops, and the folders of images with true ones."""
+
+    teacher: nn.Module
+    held_out: Tensor
+    sets: list[Path]
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Return PSNR to the teacher, and Y-PSNR to the true images."""
+        with torch.no_grad():
+            made, target = (network(self.held_out).clamp(0, 1) for network in (model, self.teacher))
+        to_teacher = {} if model is self.teacher else {"PSNR to teacher": psnr(made, target)}
+        return {**to_teacher, **{f"Y-PSNR {folder.name}": y_psnr(model, folder) for folder in self.sets}}
+
+
+def save(model: CompressedModel, path: Path) -> dict[str, float]:
+    """Save a model, and return the size of the file."""
+    model.save(path)
+    return {"kB": path.stat().st_size / 1000}
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Return a table: the mean over seeds and, behind ±, the standard deviation."""
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("row", "seed")))
+    lines = ["| row | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for label in dict.fromkeys(row["row"] for row in rows):
+        found = [row for row in rows if row["row"] == label]
+        cells = []
+        for column in columns:
+            values = [row[column] for row in found if column in row]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Compress, repair, measure, write a table as JSON and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="safetensors file that spandrel recognises")
     parser.add_argument("--data", type=Path, default=Path("datasets/sr"), help="folder of train_lr, set5 and set14")
     parser.add_argument("--output", type=Path, default=Path("output/sr"), help="folder for the results")
-    parser.add_argument("--steps", type=int, default=200, help="of repair, for each row; default 200")
+    parser.add_argument("--rows", nargs="*", default=["*"], metavar="PATTERN", help='such as "W4*"; default all')
+    parser.add_argument("--steps", type=int, default=400, help="of repair, for each row; default 400")
     parser.add_argument("--batch", type=int, default=4, help="crops of 24 x 24 in a batch; default 4")
     parser.add_argument("--sets", nargs="*", default=["set5", "set14"], help="sets with true images; default both")
-    parser.add_argument("--seed", type=int, default=2020)
+    parser.add_argument("--seed", type=int, default=1, help="the first one; default 1")
+    parser.add_argument("--seeds", type=int, default=3, help="how many; default 3")
+    parser.add_argument("--quick", action="store_true", help="one seed, 10 steps, no true images")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seeds, arguments.steps, arguments.sets = 1, 10, []
 
-    teacher = load_network(arguments.weights)
     images = [image(path) for path in sorted((arguments.data / "train_lr").glob("*.png"))]
+    if len(images) <= HELD_OUT:
+        parser.error(f"--data: {arguments.data / 'train_lr'} must hold more than {HELD_OUT} PNG; got {len(images)}")
     draw = Crops(images[:-HELD_OUT], 24)
-    inputs = draw(2, torch.Generator().manual_seed(arguments.seed))
     (held_out,) = Crops(images[-HELD_OUT:], 40)(16, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        target = teacher(held_out)
-    repair = Distiller(draw, arguments.steps, seed=arguments.seed, batch_size=arguments.batch, held_out=16)
-    rows: list[dict[str, Any]] = []
+    bench = Bench(load_network(arguments.weights), held_out, [arguments.data / name for name in arguments.sets])
     arguments.output.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
 
-    def measure(label: str, model: nn.Module, seconds: float, compressed: CompressedModel | None) -> None:
-        row = {"row": label, "seconds": round(seconds)}
-        if label not in ("bicubic", "teacher"):
-            with torch.no_grad():
-                row["PSNR to teacher"] = round(psnr(model(held_out).clamp(0, 1), target.clamp(0, 1)), 2)
-        row |= {f"Y-PSNR {name}": round(y_psnr(model, arguments.data / name), 2) for name in arguments.sets}
-        if compressed is not None:
-            path = arguments.output / f"{label.replace(' ', '_').replace(',', '')}.safetensors"
-            compressed.save(path)
-            row["kB"] = path.stat().st_size // 1000
-        rows.append(row)
-        print(row, flush=True)
+    def add(label: str, seed: int, **values: float) -> None:
+        rows.append({"row": label, "seed": seed, **values})
+        print({key: round(value, 2) if isinstance(value, float) else value for key, value in rows[-1].items()})
 
-    measure("bicubic", Bicubic(), 0, None)
-    measure("teacher", teacher, 0, None)
+    add("bicubic", 0, **bench.measure(Bicubic()))
+    add("teacher", 0, **bench.measure(bench.teacher))
     ways: dict[str, Compressor] = {
         "channels -10%": ChannelPruner(0.1, draw=draw),
         "channels -30%": ChannelPruner(0.3, draw=draw),
         "W4": Quantizer(4),
     }
-    for label, way in ways.items():
-        start = time.perf_counter()
-        broken = way.compress(teacher, inputs)
-        measure(label, broken.model, time.perf_counter() - start, broken)
-        start = time.perf_counter()
-        repaired = repair.compress(broken, inputs, teacher=teacher)
-        measure(f"{label}, repaired", repaired.model, time.perf_counter() - start, repaired)
-    (arguments.output / "results.json").write_text(json.dumps({"steps": arguments.steps, "rows": rows}, indent=1))
+    chosen = [label for label in ways if any(fnmatchcase(label, pattern) for pattern in arguments.rows)]
+    for label, seed in product(chosen, range(arguments.seed, arguments.seed + arguments.seeds)):
+        inputs = draw(2, torch.Generator().manual_seed(seed))
+        path = arguments.output / f"{label.replace(' ', '_')}-{seed}.safetensors"
+        broken = ways[label].compress(bench.teacher, inputs)
+        add(label, seed, **bench.measure(broken.model), **save(broken, path))
+        start = time.process_time()
+        repair = Distiller(draw, arguments.steps, seed=seed, batch_size=arguments.batch, held_out=16)
+        repaired = repair.compress(broken, inputs, teacher=bench.teacher)
+        seconds = time.process_time() - start
+        sizes = save(repaired, path.with_stem(f"{path.stem}-repaired"))
+        add(f"{label}, repaired", seed, **bench.measure(repaired.model), **sizes, **{"CPU s": seconds})
+    protocol = {"weights": arguments.weights.name, "steps": arguments.steps, "batch": arguments.batch}
+    write_json(arguments.output / "results.json", {**protocol, "versions": versions(), "rows": rows})
+    print(summary(rows))
 
 
 if __name__ == "__main__":

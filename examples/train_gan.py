@@ -40,6 +40,7 @@ class TrainSettings:
         rate: learning rate of the generator; that of the discriminator is twice as high.
         critic: channels of the discriminator's first layer; varied images need more.
         average: decay of the moving average of the generator's weights.
+        decay: let both rates fall to 0 over the second half of the steps: finer images, of small data above all.
         shift: largest random translation in pixels, of real and generated images alike; for small data sets.
         seed: seed of weights, latents and the order of images.
         checkpoint: steps between checkpoints.
@@ -51,6 +52,7 @@ class TrainSettings:
     rate: float = 2e-4
     critic: int = 32
     average: float = 0.998
+    decay: bool = False
     shift: int = 0
     seed: int = 0
     checkpoint: int = 500
@@ -73,6 +75,7 @@ class Training:
 
     def advance(self, images: Tensor) -> tuple[float, float]:
         """Take one step on `images`, uint8 N x C x 32 x 32; return the losses of discriminator and generator."""
+        self._set_rates()
         chosen = images[torch.randint(len(images), (self.settings.batch,), generator=self.random)]
         real = self._augmented(chosen.to(self.device) / 127.5 - 1)
         with torch.no_grad():
@@ -86,6 +89,13 @@ class Training:
         self.average.update_parameters(self.generator)
         self.step += 1
         return discriminator_loss.item(), generator_loss.item()
+
+    def _set_rates(self) -> None:
+        left = 1 - self.step / self.settings.steps
+        factor = min(1.0, 2 * left) if self.settings.decay else 1.0
+        for optimizer, rate in ((self.generator_optimizer, 1), (self.discriminator_optimizer, 2)):
+            for group in optimizer.param_groups:
+                group["lr"] = factor * rate * self.settings.rate
 
     def latents(self) -> Tensor:
         """Draw a batch of latents, float B x latent."""
@@ -125,7 +135,8 @@ class Training:
         }
 
     def _identity(self) -> dict[str, Any]:
-        return {**asdict(self.gan), **asdict(self.settings), "steps": None, "checkpoint": None}
+        steps = self.settings.steps if self.settings.decay else None  # otherwise training may go on for longer
+        return {**asdict(self.gan), **asdict(self.settings), "steps": steps, "checkpoint": None}
 
     def _augmented(self, images: Tensor) -> Tensor:
         """Translate each image at random, repeating its border."""
@@ -166,6 +177,8 @@ def main() -> None:
         steps,
         arguments.batch,
         critic=arguments.critic,
+        average=arguments.average,
+        decay=arguments.decay,
         shift=arguments.shift,
         seed=arguments.seed,
         bf16=arguments.bf16,
@@ -203,6 +216,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=defaults.batch)
     parser.add_argument(
         "--critic", type=int, default=defaults.critic, help="channels of the discriminator's first layer"
+    )
+    parser.add_argument("--average", type=float, default=defaults.average, help="decay of the average of the weights")
+    parser.add_argument(
+        "--decay", action="store_true", help="let the rates fall to 0 over the second half of the steps"
     )
     parser.add_argument("--shift", type=int, default=defaults.shift, help="largest random translation, in pixels")
     parser.add_argument("--seed", type=int, default=defaults.seed)

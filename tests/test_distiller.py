@@ -342,6 +342,22 @@ def test_inputs_that_end_early_are_refused(returned: Callable[[], Any], message:
         Distiller(until(3, returned), 5, batch_size=8, progress=False).compress(PRUNED, Z, teacher=teacher())
 
 
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            lambda student, target: (student - target).abs(),
+            r"must return a scalar tensor; .*<lambda> returned shape \(8,",
+        ),
+        (lambda student, target: 0.5, "must return a scalar tensor; .* returned float"),
+        (lambda student, target: (student.detach() - target).mean(), "must have a gradient by the student's output"),
+    ],
+)
+def test_a_loss_that_cannot_train_is_refused(loss: Callable[[Tensor, Tensor], Any], message: str) -> None:
+    with pytest.raises(CompressionError, match=message):
+        distiller(5, loss=loss, held_out=8).compress(PRUNED, Z, teacher=teacher())
+
+
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried to allocate"), MemoryError()])
 def test_out_of_memory_names_the_batch_size(error: Exception) -> None:
     def loss(student: Tensor, target: Tensor) -> Tensor:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from models import UNet, patchgan, resnet_generator
 from torch import nn
+
+from compressors import ChannelPruner, Pipeline, Quantizer, export_onnx
 
 
 def parameters(model: nn.Module) -> int:
@@ -26,3 +30,23 @@ def parameters(model: nn.Module) -> int:
 def test_parameters_are_those_of_the_published_networks(build: object, count: int) -> None:
     with torch.device("meta"):
         assert parameters(build()) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "build",
+    [lambda: UNet(16), lambda: resnet_generator(16), lambda: resnet_generator(16, mobile=True)],
+    ids=["U-Net", "ResNet", "mobile ResNet"],
+)
+def test_pruned_and_quantized_translators_give_their_images_in_onnxruntime_at_256_pixels(
+    build: object, tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 256, 256) * 2 - 1
+    result = Pipeline(ChannelPruner(0.3), Quantizer(8)).compress(build().eval(), (images,))
+    export_onnx(result, tmp_path / "model.onnx", (images,))
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), result.model(images), atol=1e-3, rtol=0)

@@ -141,7 +141,7 @@ class Distiller(Stage):
             course = training.course
             course.note = str(error)
             raise TrainingDiverged(
-                f"{error}: lower rate={course.rate:g}, or look at the loss; "
+                f"{error}: look at the loss{f', or lower rate={course.rate:g}' if course.rate else ''}; "
                 f"the best state before, of step {course.best_step}, is in the .result of this error",
                 finish(self._trained(work, guide, course).done(self.name, settings(self))),
             ) from None

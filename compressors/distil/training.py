@@ -210,7 +210,9 @@ class Training:
         for output, target in zip(outputs, targets, strict=True):
             check_outputs(output, target)
             for weight, term in self.plan.losses:
-                loss = loss + weight * term(output, target).to(loss.dtype)
+                value = term(output, target)
+                _check_loss(term, value, output)
+                loss = loss + weight * value.to(loss.dtype)
         return loss
 
     def _batch(self, step: int, count: int) -> tuple[tuple[Any, ...], list[Tensor]]:
@@ -304,6 +306,23 @@ class Training:
         moments = {int(name[5:]): state for name, state in groups.items() if name.startswith("adam ")}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.course = Course(**content["course"])
+
+
+def _check_loss(term: Loss, value: Any, output: Tensor) -> None:
+    """Raise `CompressionError` unless a loss is a scalar that follows the student's output."""
+    if not isinstance(value, Tensor) or value.dim():
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise CompressionError(f"loss and terms must return a scalar tensor; {_name_of(term)} returned {found}")
+    if output.requires_grad and not value.requires_grad:
+        raise CompressionError(
+            f"loss and terms must have a gradient by the student's output; {_name_of(term)} returned none: "
+            "compute them by torch, without detach or no_grad"
+        )
+
+
+def _name_of(term: Loss) -> str:
+    """Return the name of a loss."""
+    return getattr(term, "__qualname__", type(term).__name__)
 
 
 @contextmanager

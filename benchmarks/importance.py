@@ -1,0 +1,70 @@
+"""What each way to score channels leaves of a generator, without any training: PSNR to it, FID and recall against it.
+
+    python benchmarks/importance.py --weights face-dcgan-64.safetensors --output docs/distil/importance.json
+
+Prunes the DCGAN of faces (package gan_face_generate), or without --weights the generator of digits, by every
+importance of `ChannelPruner`, in each layer alike ("local") and for "lamp" over all layers ("global").
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from repair_gan import SCORES, digits, faces
+
+from compressors import ChannelPruner
+from compressors.common.files import write_json
+from compressors.common.generation import drawn_batches, generated
+from compressors.common.text import versions
+from compressors.study import StudySettings, extract_features, measure_generator
+
+WAYS = (("l2", "local"), ("lamp", "local"), ("lamp", "global"), ("latent", "local"), ("fisher", "local"))
+
+
+def main() -> None:
+    """Prune, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, help="face-dcgan-64.safetensors; default: the generator of digits")
+    parser.add_argument("--output", type=Path, default=Path("output/importance.json"))
+    parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    task = faces(arguments.weights) if arguments.weights else digits()
+    rows = []
+    for seed in range(1, arguments.seeds + 1):
+        settings = StudySettings(
+            samples=arguments.samples,
+            metrics=("fid", "lsh", "lsh_knn"),
+            output_range=(-1, 1),
+            feature_extractor="efficientnet-lite0",
+            seed=seed,
+        )
+        batches = drawn_batches(task.draw, arguments.samples, 100, 1000 + seed, torch.device("cpu"))
+        teacher = extract_features(torch.cat(list(generated(task.generator, batches, (-1, 1), 0))), settings)
+        inputs = task.draw(8, torch.Generator().manual_seed(seed))
+        for importance, scope in WAYS:
+            pruner = ChannelPruner(arguments.ratio, importance=importance, scope=scope, draw=task.draw)
+            small = pruner.compress(task.generator, inputs)
+            scores = measure_generator(small, task.draw, teacher, settings)
+            row = {"importance": importance, "scope": scope, "seed": seed, "dB": small.report.sqnr_db}
+            rows.append({**row, **{title: scores[key] for title, key in SCORES.items()}})
+            print(rows[-1], flush=True)
+    print("\n| importance | dB | " + " | ".join(SCORES) + " |")
+    for importance, scope in WAYS:
+        found = [row for row in rows if (row["importance"], row["scope"]) == (importance, scope)]
+        means = {title: statistics.mean(row[title] for row in found) for title in ("dB", *SCORES)}
+        print(f"| {importance}, {scope} | " + " | ".join(f"{value:.3g}" for value in means.values()) + " |")
+    write_json(
+        arguments.output, {"ratio": arguments.ratio, "samples": arguments.samples, "rows": rows, "versions": versions()}
+    )
+
+
+if __name__ == "__main__":
+    main()
