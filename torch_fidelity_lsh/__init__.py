@@ -4,7 +4,7 @@ Direction, everywhere: ``input1`` and ``features_1`` are generated, ``input2`` a
 """
 
 from torch_fidelity_lsh.fidelity import feature_extractor_efficientnet_lite0
-from torch_fidelity_lsh.fidelity.calculate import calculate_metrics, create_reference
+from torch_fidelity_lsh.fidelity.calculate import calculate_metrics, create_reference, create_statistics, save_samples
 from torch_fidelity_lsh.fidelity.hook import install, installed, uninstall
 from torch_fidelity_lsh.fidelity.metric_lsh import (
     KEY_METRIC_LSH_F_SCORE,
@@ -19,6 +19,7 @@ from torch_fidelity_lsh.fidelity.metric_lsh import (
     lsh_knn_featuresdict_to_metric,
 )
 from torch_fidelity_lsh.fidelity.registry import MetricOption, register_metric
+from torch_fidelity_lsh.fidelity.statistics import Statistics, save_statistics
 from torch_fidelity_lsh.metric.comparison import Comparison, Difference, compare
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.functional import (

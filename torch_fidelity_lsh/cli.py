@@ -16,9 +16,15 @@ import torch
 import torch_fidelity.fidelity
 
 from torch_fidelity_lsh.fidelity import upstream
-from torch_fidelity_lsh.fidelity.calculate import calculate_metrics, create_reference
-from torch_fidelity_lsh.fidelity.distributed import RanksError, rank_and_size, ranks_of_torchrun, together
+from torch_fidelity_lsh.fidelity.calculate import (
+    calculate_metrics,
+    create_reference,
+    create_statistics,
+    save_samples,
+)
+from torch_fidelity_lsh.fidelity.distributed import RanksError, on_first, rank_and_size, ranks_of_torchrun, together
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, MetricOption, plugin_keywords
+from torch_fidelity_lsh.fidelity.statistics import save_statistics
 from torch_fidelity_lsh.metric.comparison import NUMBERS, compare
 from torch_fidelity_lsh.metric.config import LSHConfig, option_fields
 from torch_fidelity_lsh.metric.files import check_writable
@@ -89,15 +95,47 @@ def _compare(args: dict[str, Any]) -> tuple[str, int]:
 
 
 def _index(args: dict[str, Any]) -> tuple[str, int]:
-    together(lambda: check_writable(args["output"], "--output", SUFFIX) if rank_and_size()[0] == 0 else None)
-    reference = create_reference(input=args["input"], **_keywords_of_one_input(args))
+    make, suffix = _FORMATS[args["format"]]
+    together(lambda: check_writable(args["output"], "--output", suffix) if rank_and_size()[0] == 0 else None)
+    text, summary = make(args["output"], {"input": args["input"], **_keywords_of_one_input(args)})
+    return _as_json({"output": args["output"], **summary}) if args["json"] else f"{args['output']}: {text}", 0
+
+
+def _index_lsh(output: str, keywords: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    reference = create_reference(**keywords)
     if rank_and_size()[0] == 0:
-        save_reference(reference, args["output"])
+        save_reference(reference, output)
     source = f" from {reference.source}" if reference.source else ""
-    text = f"{args['output']}: {len(reference)} samples, {reference.dimension} features each{source}"
-    summary = {"output": args["output"], "samples": len(reference), "dimension": reference.dimension}
-    sources = {"feature_extractor": reference.feature_extractor, "feature_layer": reference.feature_layer}
-    return _as_json({**summary, **sources}) if args["json"] else text, 0
+    return f"{len(reference)} samples, {reference.dimension} features each{source}", {
+        "samples": len(reference),
+        "dimension": reference.dimension,
+        "feature_extractor": reference.feature_extractor,
+        "feature_layer": reference.feature_layer,
+    }
+
+
+def _index_statistics(output: str, keywords: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    statistics = create_statistics(**keywords)
+    if rank_and_size()[0] == 0:
+        save_statistics(statistics, output)
+    source = f" from {statistics.source}" if statistics.source else ""
+    summary = {"dimension": statistics.dimension, "source": statistics.source}
+    return f"mean and covariance of {statistics.dimension} features{source}", summary
+
+
+def _index_samples(output: str, keywords: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    def write() -> int:
+        return save_samples(output, **keywords)
+
+    count = on_first(write)
+    return f"{count} images", {"samples": count}
+
+
+_FORMATS = {
+    "lsh": (_index_lsh, SUFFIX),
+    "adm": (_index_samples, ".npz"),
+    "pytorch-fid": (_index_statistics, ".npz"),
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -107,8 +145,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.usage = "%(prog)s --input1 GENERATED --input2 REAL METRIC [METRIC ...] [options]"
     parser.description = (
         "Metrics of generated samples (input1) against real ones (input2). "
-        "Either input can also be a file of ready features N x D: .npy, .npz or .safetensors, or a reference file "
-        "written by fidelity-lsh index."
+        "Either input can also be a file of ready features N x D: .npy, .npz or .safetensors; an .npz file of images "
+        "(arr_0); for --fid one of mu and sigma; or a reference file written by fidelity-lsh index."
     )
     parser.allow_abbrev = False
     _add_registered_metrics(parser)
@@ -142,12 +180,20 @@ def make_index_parser() -> argparse.ArgumentParser:
     """Return the parser of ``fidelity-lsh index``: upstream's options of one input and of feature extraction."""
     parser = argparse.ArgumentParser(
         "fidelity-lsh index",
-        description="Reduce one set of samples to a small file, to be --input2 of many calls with --lsh or --lsh-knn.",
+        description="Reduce one set of samples to a small file, to be --input2 of many calls with --lsh or --lsh-knn, "
+        "or write it as other tools read it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--input", required=True, help="the samples: whatever --input2 of fidelity-lsh takes")
-    parser.add_argument("--output", required=True, help="file to write, ending in .safetensors")
+    parser.add_argument("--output", required=True, help="file to write, ending in .safetensors, or .npz")
+    parser.add_argument(
+        "--format",
+        choices=_FORMATS,
+        default="lsh",
+        help="lsh: for --lsh and --lsh-knn; adm: the images, as arr_0; pytorch-fid: mean and covariance for FID",
+    )
+    parser.add_argument("--feature-layer-fid", help="name of the feature layer of --format pytorch-fid")
     _add_options_of_one_input(parser, ("num_components",))
     return parser
 
@@ -211,6 +257,9 @@ def _upstream_parser() -> argparse.ArgumentParser:
 
 
 def _add_registered_metrics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fid-statistics-file", help="file of mu and sigma that serves --fid in place of --input2 (default: None)"
+    )
     parser.add_argument(
         "--features-max-bytes", type=int, help="largest size of an array of an .npz file, unpacked (default: 100 times)"
     )

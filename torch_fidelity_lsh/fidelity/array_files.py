@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -108,8 +108,62 @@ def _open_npz(path: str, limit: int) -> Iterator[Arrays]:
         yield Arrays(list(members), read)
 
 
+@dataclass(frozen=True)
+class Member:
+    """An array inside an ``.npz`` file, as its header tells.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its type.
+        checksum: CRC-32 of all its bytes, from the directory of the archive.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    checksum: int
+
+
+def look_at_npz(path: str) -> dict[str, Member]:
+    """Return the arrays of numbers of an ``.npz`` file by name, having read headers alone; none of a damaged file."""
+    found = {}
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # The parser raises what it likes.
+        for info in archive.infolist():
+            with suppress(Exception), archive.open(info) as stream:
+                shape, _, dtype = _read_header(stream, info.file_size)
+                found[info.filename.removesuffix(".npy")] = Member(shape, dtype, info.CRC)
+    return found
+
+
+def read_blocks(path: str, name: str, where: str, rows: int) -> Iterator[npt.NDArray[Any]]:
+    """Yield an array of an ``.npz`` file, ``rows`` of its first dimension at a time, no more being held in memory.
+
+    Args:
+        path: The file.
+        name: Name of the array.
+        where: What the file is called in error messages.
+        rows: Length of the blocks; the last one may be shorter.
+
+    Raises:
+        ValueError: The array is damaged, or is stored column by column.
+    """
+    with _failures_named(where), zipfile.ZipFile(path) as archive:
+        size = archive.getinfo(f"{name}.npy").file_size
+        with archive.open(f"{name}.npy") as stream:
+            shape, fortran_order, dtype = _read_header(stream, size)
+            if fortran_order:
+                raise ValueError(f'"{name}" is stored column by column')
+            for start in range(0, shape[0], rows):
+                block = (min(rows, shape[0] - start), *shape[1:])
+                yield _read_values(stream, math.prod(block), dtype).reshape(block)
+
+
 def _read_array(stream: IO[bytes], size: int, limit: float) -> npt.NDArray[Any]:
     """Read an array of the ``.npy`` format, whose header and data must make up exactly ``size`` bytes."""
+    shape, fortran_order, dtype = _read_header(stream, size)
+    return _read_values(stream, math.prod(shape), dtype).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _read_header(stream: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
     reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if reader is None:
@@ -117,15 +171,18 @@ def _read_array(stream: IO[bytes], size: int, limit: float) -> npt.NDArray[Any]:
     shape, fortran_order, dtype = reader(stream)
     if dtype.hasobject or not (np.issubdtype(dtype, np.number) or dtype == np.bool_):
         raise ValueError(f"it holds {dtype}")
-    count = math.prod(shape)
-    expected = stream.tell() + count * dtype.itemsize
+    expected = stream.tell() + math.prod(shape) * dtype.itemsize
     if expected != size:
         raise ValueError(f"its header promises {expected} bytes, and there are {size}")
+    return shape, fortran_order, dtype
+
+
+def _read_values(stream: IO[bytes], count: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     content = np.empty(count * dtype.itemsize, np.uint8)
     rest = content.data
     while rest:
         rest = rest[_read_some(stream, rest) :]
-    return content.view(dtype).reshape(shape, order="F" if fortran_order else "C")
+    return content.view(dtype)
 
 
 def _read_some(stream: IO[bytes], buffer: memoryview) -> int:

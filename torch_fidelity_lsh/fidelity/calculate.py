@@ -5,6 +5,8 @@ Under ``torchrun`` the ranks share the extraction; the first one has the feature
 
 from __future__ import annotations
 
+import itertools
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 
 from torch_fidelity_lsh.fidelity import inputs, upstream
+from torch_fidelity_lsh.fidelity.cache import FeaturesDict
 from torch_fidelity_lsh.fidelity.distributed import (
     alone,
     gather_rows,
@@ -23,8 +26,11 @@ from torch_fidelity_lsh.fidelity.distributed import (
     together,
 )
 from torch_fidelity_lsh.fidelity.extraction import extract_features
+from torch_fidelity_lsh.fidelity.image_arrays import save_images
 from torch_fidelity_lsh.fidelity.plan import Features, Job, Plan, make_plan, refuse_too_few, sides_of
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY
+from torch_fidelity_lsh.fidelity.statistics import Statistics
+from torch_fidelity_lsh.metric.files import check_writable
 from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
@@ -42,7 +48,9 @@ def calculate_metrics(*, distributed: bool = True, **kwargs: Any) -> dict[str, f
         input1: The generated samples: whatever torch-fidelity takes, or ready features: a float tensor or array
             N x D, or the path of a ``.npy``, ``.npz`` or ``.safetensors`` file. A file of several arrays may hold one
             per layer, by the layer's name, or the one to use as ``"features"``. ``lsh`` and ``lsh_knn`` also take what
-            :func:`create_reference` returns, or the file it was saved to.
+            :func:`create_reference` returns, or the file it was saved to. An ``.npz`` file may hold images instead, as
+            ``arr_0``, uint8 N x H x W x 3; and ``fid`` takes mean and covariance, its arrays ``mu`` and ``sigma`` (in
+            files of ADM, pytorch-fid, clean-fid), also where they stand beside images, which serve the other metrics.
         input2: The real samples, likewise. Where one input holds ready features and the other images, both must have
             the same D. Where both hold ready features no extractor is created and no weights are needed.
         lsh: Calculate precision and recall by hashing alone. Default: `False`.
@@ -50,6 +58,8 @@ def calculate_metrics(*, distributed: bool = True, **kwargs: Any) -> dict[str, f
         feature_layer_lsh: Name of the feature layer for both. Default: `None`, the layer of ``prc`` in the chosen
             extractor; the extractor is ``vgg16`` unless ``feature_extractor`` names one.
         lsh_*: Options of both metrics, the fields of :class:`LSHConfig`.
+        fid_statistics_file: File of ``mu`` and ``sigma`` that serves ``fid`` in place of ``input2``, and is ``input2``
+            if that is not given. Default: `None`.
         features_max_bytes: Largest size of an array of an ``.npz`` file once it is unpacked. Default: `None`, 100 times
             that of the file, or 256 MiB.
         input1_cache_name: Name under which features of ``input1`` are kept in ``cache_root``, and found again where the
@@ -103,14 +113,70 @@ def create_reference(**kwargs: Any) -> ReducedFeatures:
     Raises:
         ValueError: As :func:`calculate_metrics`.
     """
-    source = kwargs.pop("input", None)
-    if source is None:
-        raise ValueError("input is missing: it takes the samples to be reduced")
-    plan = _agreed_plan("create_reference", {**kwargs, "input1": source, "input2": source, "lsh": True})
+    plan = _agreed_plan("create_reference", _of_one_input(kwargs, "lsh"))
     extractor = None if 2 in plan.ready else _create_extractor(plan.jobs, plan.call)
     (reduced,) = _features(2, plan.jobs, plan, extractor).values()
     result: ReducedFeatures = share_first(reduced)
     return result
+
+
+@default_modes()
+def create_statistics(**kwargs: Any) -> Statistics:
+    """Extract mean and covariance of the features of one set of samples: all that ``fid`` needs of it.
+
+    Passed as ``input2`` (or ``input1``), or kept by :func:`save_statistics` in a file that pytorch-fid reads too, it
+    gives the ``fid`` of the samples themselves.
+
+    Args:
+        input: The samples, as ``input2`` of :func:`calculate_metrics`.
+        feature_extractor: As there. Default: `None`, ``inception-v3-compat`` for images.
+        feature_layer_fid: As there. Default: `None`, the extractor's layer for ``fid``.
+        **kwargs: Upstream's keywords of input and extraction; those of ``input2`` for the input.
+
+    Raises:
+        ValueError: As :func:`calculate_metrics`.
+    """
+    plan = _agreed_plan("create_statistics", _of_one_input(kwargs, "fid"))
+    job = plan.jobs[0]
+    look: Any = plan.at_hand(2, job)
+    if look is None:
+        (look,) = _features(2, plan.jobs, plan, _create_extractor(plan.jobs, plan.call)).values()
+    found = on_first(lambda: upstream.fid_statistics(look))
+    return replace(found, source=f'layer "{job.layer}" of {job.extractor}' if job.extractor else found.source)
+
+
+@default_modes()
+def save_samples(path: str | os.PathLike[str], **kwargs: Any) -> int:
+    """Write samples to an ``.npz`` file as ADM's scripts do, ``arr_0``, uint8 N x H x W x 3; return their number.
+
+    Args:
+        path: File to write, ending in ``.npz``; an old file is replaced at once.
+        input: The samples, whose items are images: as ``input2`` of :func:`calculate_metrics`. One batch at a time is
+            held in memory.
+        **kwargs: Upstream's keywords of the input; those of ``input2``.
+
+    Raises:
+        ValueError: The path cannot be written to, or the samples are no images of one size.
+        OSError: The file cannot be written.
+    """
+    check_writable(path, "path", ".npz")
+    with alone():
+        plan = _agreed_plan("save_samples", _of_one_input(kwargs, "fid"))
+        if 2 not in plan.samples:
+            raise ValueError("input must be images, and holds features or statistics")
+        samples = plan.samples[2]
+        batches = samples.batches()
+        first = next(batches)  # A data set that is registered by name has a length once it is open.
+        count = samples.count() or 0
+        save_images(itertools.chain([first], batches), count, path, samples.argument)
+    return count
+
+
+def _of_one_input(kwargs: dict[str, Any], metric: str) -> dict[str, Any]:
+    source = kwargs.pop("input", None)
+    if source is None:
+        raise ValueError("input is missing: it takes the samples to be reduced")
+    return {**kwargs, "input1": source, "input2": source, metric: True}
 
 
 def _agreed_plan(function: str, kwargs: dict[str, Any]) -> Plan:
@@ -126,7 +192,8 @@ def _run_group(jobs: list[Job], plan: Plan) -> dict[str, float]:
     """Run the metrics that share an extractor, extracting their layers once from each input."""
     call = {**plan.call, "feature_extractor": jobs[0].extractor}
     sides = sides_of(job.metric for job in jobs)
-    extractor = _create_extractor(jobs, call) if any(side not in plan.ready for side in sides) else None
+    extracting = [job for job in jobs if plan.extracts(job)]
+    extractor = _create_extractor(extracting, call) if extracting else None
     features = {side: _features(side, jobs, plan, extractor) for side in sides}
 
     def run() -> dict[str, float]:
@@ -156,16 +223,28 @@ _Looks = dict[Job, Any]
 
 def _features(side: int, jobs: list[Job], plan: Plan, extractor: Any) -> _Looks:
     """Return what the jobs look at of a side: features of their layer, or these reduced, gathered from all ranks."""
-    is_ready = side in plan.ready
-    own = plan.ready[side] if is_ready else extract_features(side, plan.samples[side], extractor, plan.call)
-    looks: dict[tuple[str, Any], Any] = {}
-    for job in jobs:
-        key = job.layer, job.fn_reduce
-        if key not in looks and side in sides_of([job.metric]):
-            features = own[job.layer] if own else None
+
+    def check(first: FeaturesDict) -> None:
+        for job in jobs:
+            other = plan.at_hand(3 - side, job) if 3 - side in sides_of([job.metric]) else None
+            if other is not None and plan.extracts(job, side):
+                pair = [first[job.layer], other]
+                _refuse_different_dimensions(job, pair if side == 1 else pair[::-1], plan.call)
+
+    own: FeaturesDict | None = None
+    if any(plan.extracts(job, side) for job in jobs):
+        own = extract_features(side, plan.samples[side], extractor, plan.call, check)
+    looks: dict[tuple[str, Any, bool], Any] = {}
+    result: _Looks = {}
+    for job in (job for job in jobs if side in sides_of([job.metric])):
+        extracts = plan.extracts(job, side)
+        key = job.layer, job.fn_reduce, extracts
+        if key not in looks:
+            features = (own[job.layer] if own else None) if extracts else plan.at_hand(side, job)
             reduced = together(lambda: _reduced(job, features, side, plan.call))  # noqa: B023
-            looks[key] = reduced if is_ready else _gathered(reduced)
-    return {job: looks.get((job.layer, job.fn_reduce)) for job in jobs}
+            looks[key] = _gathered(reduced) if extracts else reduced
+        result[job] = looks[key]
+    return result
 
 
 def _reduced(job: Job, features: Features | None, side: int, call: dict[str, Any]) -> Features | None:
@@ -175,7 +254,7 @@ def _reduced(job: Job, features: Features | None, side: int, call: dict[str, Any
         if job.fn_reduce is None:
             raise ValueError(f"{job.metric} needs features, and {argument} is a reference, which keeps less of them")
         return features
-    if job.fn_reduce is None or features is None:
+    if job.fn_reduce is None or features is None or isinstance(features, Statistics):
         return features
     try:
         reduced = job.fn_reduce(features, **call)
@@ -184,7 +263,7 @@ def _reduced(job: Job, features: Features | None, side: int, call: dict[str, Any
     return replace(reduced, feature_extractor=job.extractor, feature_layer=job.layer if job.extractor else None)
 
 
-def _gathered(features: Features | None) -> Features | None:
+def _gathered(features: Any) -> Features | None:
     """Put the parts of all ranks together on the first one, which always has a part."""
     if not isinstance(features, ReducedFeatures):
         return gather_rows(features)
@@ -196,7 +275,8 @@ def _run_job(job: Job, features: dict[int, _Looks], call: dict[str, Any]) -> dic
     """Run one metric."""
     looks = [features[side][job] for side in sides_of([job.metric])]
     _refuse_different_dimensions(job, looks, call)
-    refuse_too_few([job], {side: len(look) for side, look in enumerate(looks, start=1)}, call)
+    counts = {side: len(look) for side, look in enumerate(looks, start=1) if not isinstance(look, Statistics)}
+    refuse_too_few([job], counts, call)
     dicts = [{job.layer: look} for look in looks]
     if job.metric in METRICS_REGISTRY:
         return _run_registered(job, dicts, call)
@@ -206,7 +286,7 @@ def _run_job(job: Job, features: dict[int, _Looks], call: dict[str, Any]) -> dic
 
 
 def _refuse_different_dimensions(job: Job, looks: list[Any], call: dict[str, Any]) -> None:
-    dimensions = [look.dimension if isinstance(look, ReducedFeatures) else look.shape[-1] for look in looks]
+    dimensions = [look.shape[-1] if isinstance(look, torch.Tensor) else look.dimension for look in looks]
     if len(set(dimensions)) > 1:
         extracted = f'layer "{job.layer}" of {job.extractor}'
         first, second = (

@@ -69,7 +69,7 @@ class DatasetSamples:
     def batches(self, rank: int = 0, size: int = 1) -> Iterator[torch.Tensor]:
         """Yield the batches of one of ``size`` shares."""
         batches = _Batches(self._dataset, self.count(), self._call["batch_size"])
-        own = range(len(batches))[_share(len(batches), rank, size)]
+        own = range(len(batches))[share(len(batches), rank, size)]
         for batch in self._surviving(self._loader(batches, own)):
             if isinstance(batch, _Failure):
                 raise ValueError(f"{self.argument}: {batch.message}") from _InWorkerError(batch.trace)
@@ -290,7 +290,8 @@ class _Batches(Dataset[Any]):
         return _Failure(f"items of the data set differ: {first}; {second}; bring them to one size and type")
 
 
-def _share(number: int, rank: int, size: int) -> slice:
+def share(number: int, rank: int, size: int) -> slice:
+    """Return which of so many batches are those of one of ``size`` shares."""
     first, end = (-(-number * r // size) for r in (rank, rank + 1))
     return slice(first, end)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,13 @@ from torch_fidelity_lsh.fidelity.distributed import gather_rows, rank_and_size, 
 from torch_fidelity_lsh.fidelity.samples import Samples
 
 
-def extract_features(side: int, samples: Samples, extractor: Any, call: Mapping[str, Any]) -> FeaturesDict | None:
+def extract_features(
+    side: int,
+    samples: Samples,
+    extractor: Any,
+    call: Mapping[str, Any],
+    check: Callable[[FeaturesDict], None] = lambda features: None,
+) -> FeaturesDict | None:
     """Extract the features of ``input1`` or ``input2``, or read them from the cache.
 
     Ranks take whole batches, those that one process would make, so that each sample's features come out the same.
@@ -29,6 +35,7 @@ def extract_features(side: int, samples: Samples, extractor: Any, call: Mapping[
         samples: The input.
         extractor: Extractor of torch-fidelity, with the layers wanted.
         call: Complete keywords of the call.
+        check: Called with the features of the first batch, before the others are extracted; may raise `ValueError`.
 
     Returns:
         Layer name to N x D features on the CPU, finite, of this rank's share, `None` for an empty one.
@@ -38,11 +45,11 @@ def extract_features(side: int, samples: Samples, extractor: Any, call: Mapping[
     """
     rank, size = rank_and_size()
     if cache_name(side, call) is None:
-        return together(lambda: _extract_share(samples, extractor, call, rank, size))
+        return together(lambda: _extract_share(samples, extractor, call, rank, size, check))
     kept = together(lambda: read_features_kept(side, samples, extractor, call) if rank == 0 else None)
     if share_first(kept is not None):
         return kept
-    share = together(lambda: _extract_share(samples, extractor, call, rank, size))
+    share = together(lambda: _extract_share(samples, extractor, call, rank, size, check))
     gathered: FeaturesDict = {}
     for layer in extractor.get_requested_features_list():
         rows = gather_rows(share[layer] if share else None)
@@ -55,7 +62,12 @@ def extract_features(side: int, samples: Samples, extractor: Any, call: Mapping[
 
 
 def _extract_share(
-    samples: Samples, extractor: Any, call: Mapping[str, Any], rank: int, size: int
+    samples: Samples,
+    extractor: Any,
+    call: Mapping[str, Any],
+    rank: int,
+    size: int,
+    check: Callable[[FeaturesDict], None],
 ) -> FeaturesDict | None:
     parts: dict[str, list[torch.Tensor]] = {}
     total = samples.count()
@@ -63,7 +75,10 @@ def _extract_share(
         disable=not call["verbose"], leave=False, unit="samples", total=total, desc="Processing samples"
     ) as progress:
         for batch in samples.batches(rank, size):
-            for layer, values in _features_of_batch(batch, extractor, samples.argument, call).items():
+            features = _features_of_batch(batch, extractor, samples.argument, call)
+            if not parts:
+                check(features)
+            for layer, values in features.items():
                 parts.setdefault(layer, []).append(values)
             progress.update(len(batch))
     if not parts:

@@ -10,6 +10,8 @@ import torch
 
 from torch_fidelity_lsh.fidelity import upstream
 from torch_fidelity_lsh.fidelity.array_files import open_arrays
+from torch_fidelity_lsh.fidelity.image_arrays import images_in
+from torch_fidelity_lsh.fidelity.statistics import Statistics, holds_statistics, read_statistics
 from torch_fidelity_lsh.metric.arrays import as_features
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 from torch_fidelity_lsh.metric.reference import is_reference_file, load_reference
@@ -17,13 +19,31 @@ from torch_fidelity_lsh.metric.reference import is_reference_file, load_referenc
 FEATURE_SUFFIXES = (".npy", ".npz", ".safetensors")
 READY_LAYER = "features"
 """Layer name of ready features whose extractor is not stated, and fallback key in files of several arrays."""
+_NAMES_OF_FEATURES = (READY_LAYER, "reps", "feats")  # the latter as dgm-eval and clean-fid call them
 
 
 def is_ready(source: object) -> bool:
-    """Tell whether an input holds ready features: a tensor, an array, reduced features, or a path of such a file."""
+    """Tell whether nothing needs to be extracted of an input: it holds ready features, or statistics of such alone.
+
+    It is a tensor, an array, reduced features, statistics, or a path of a file that is not one of images.
+    """
     if isinstance(source, str):
-        return source not in upstream.DATASETS_REGISTRY and source.lower().endswith(FEATURE_SUFFIXES)
-    return isinstance(source, (torch.Tensor, np.ndarray, ReducedFeatures))
+        is_array_file = source not in upstream.DATASETS_REGISTRY and source.lower().endswith(FEATURE_SUFFIXES)
+        return is_array_file and images_in(source) is None
+    return isinstance(source, (torch.Tensor, np.ndarray, ReducedFeatures, Statistics))
+
+
+def read_statistics_of(source: object, argument: str, max_bytes: int | None = None) -> Statistics | None:
+    """Return the mean and covariance that an input holds, be it beside images, `None` if it holds none.
+
+    Raises:
+        ValueError: They are unsound.
+    """
+    if isinstance(source, Statistics):
+        return source
+    if not isinstance(source, str) or source in upstream.DATASETS_REGISTRY or not holds_statistics(source):
+        return None
+    return read_statistics(source, f'{argument}, file "{source}"', max_bytes)
 
 
 def read_features(
@@ -35,7 +55,8 @@ def read_features(
     """Read ready features.
 
     A file of several arrays (``.npz``, ``.safetensors``) may hold one array per layer, by the layer's name. A layer
-    that is not there is served by the file's only array, or else by the one called ``"features"``.
+    that is not there is served by the file's only array, or else by the one called ``"features"``, ``"reps"`` (as in
+    files of dgm-eval) or ``"feats"`` (clean-fid).
 
     Args:
         source: A float tensor or array N x D, reduced features, or the path of a ``.npy``, ``.npz`` or ``.safetensors``
@@ -88,13 +109,14 @@ def _key_of_layer(layer: str, names: Collection[str], where: str) -> str:
         return layer
     if len(names) == 1:
         return next(iter(names))
-    if READY_LAYER in names:
-        return READY_LAYER
+    for name in _NAMES_OF_FEATURES:
+        if name in names:
+            return name
     listed = ", ".join(sorted(names)) or "none"
     if {"mu", "sigma"} <= set(names):
         raise ValueError(
-            f"{where}: holds the mean and covariance of features (its arrays are {listed}), of which only FID can be "
-            "calculated, elsewhere; what is needed here are the features themselves, N x D"
+            f"{where}: holds the mean and covariance of features (its arrays are {listed}), of which only fid can be "
+            "calculated; what is needed here are the features themselves, N x D"
         )
     wanted = f'"{layer}"' if layer == READY_LAYER else f'"{layer}" or "{READY_LAYER}"'
     raise ValueError(

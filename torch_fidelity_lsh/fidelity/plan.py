@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from torch_fidelity_lsh.fidelity.cache import check_cache
 from torch_fidelity_lsh.fidelity.distributed import rank_and_size
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, plugin_keywords, refuse_unknown_keywords
 from torch_fidelity_lsh.fidelity.samples import Samples, open_samples
+from torch_fidelity_lsh.fidelity.statistics import Statistics, resizes_otherwise
 from torch_fidelity_lsh.metric.files import digest_of, digest_of_file
 from torch_fidelity_lsh.metric.messages import did_you_mean
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
-Features = torch.Tensor | ReducedFeatures
+Features = torch.Tensor | ReducedFeatures | Statistics
 
 # What feature extractors raise when asked for the layer of a metric they do not know.
 _METRIC_UNKNOWN_ERRORS = (LookupError, ValueError, NotImplementedError)
@@ -52,6 +54,18 @@ class Plan:
     jobs: list[Job]
     ready: dict[int, dict[str, Features]]
     samples: dict[int, Samples]
+    statistics: dict[int, Statistics]
+
+    def at_hand(self, side: int, job: Job) -> Features | None:
+        """Return what a job looks at of a side, `None` if features must be extracted."""
+        if job.metric == _FID and side in self.statistics:
+            return self.statistics[side]
+        return self.ready[side][job.layer] if side in self.ready else None
+
+    def extracts(self, job: Job, side: int | None = None) -> bool:
+        """Tell whether a job needs features to be extracted, of a side or of any."""
+        sides = sides_of([job.metric])
+        return any(self.at_hand(each, job) is None for each in sides if side in (None, each))
 
     def facts(self) -> dict[str, str]:
         """Return what must be alike on all ranks, by keyword, in words."""
@@ -63,18 +77,24 @@ class Plan:
             facts[f"input{side}"] = "; ".join(f"{layer}: {_in_words(layers[layer])}" for layer in sorted(layers))
         for side, samples in self.samples.items():
             facts[f"input{side}"] = samples.identity(_COMPARED_BY_RANKS)
+        for side, statistics in self.statistics.items():
+            facts[f"mean and covariance of input{side}"] = _in_words(statistics)
         return facts
 
 
 # Where files are and how they are read is each machine's own.
 _MAY_DIFFER = (
-    *("input1", "input2", "verbose", "save_cpu_ram", "cache_root", "datasets_root", "datasets_download"),
-    "feature_extractor_weights_path",
+    *("input1", "input2", "fid_statistics_file", "verbose", "save_cpu_ram"),
+    *("cache_root", "datasets_root", "datasets_download", "feature_extractor_weights_path"),
 )
+_FID = "fid"  # the one metric that mean and covariance are enough for
 _COMPARED_BY_RANKS = 16  # items of a data set
 
 
 def _in_words(features: Features) -> str:
+    if isinstance(features, Statistics):
+        arrays = {name: torch.from_numpy(getattr(features, name)) for name in ("mu", "sigma")}
+        return f"of {features.dimension} features, {digest_of(arrays)[:16]}"
     if isinstance(features, ReducedFeatures):
         kind = f"{len(features)} x {features.dimension} reduced with {features.num_components}, {features.seed}"
         return f"{kind}, {digest_of({'': features.values})[:16]}"
@@ -93,18 +113,24 @@ def make_plan(kwargs: dict[str, Any]) -> Plan:
     requested = _requested_metrics(call)
     _check_options(requested, call)
     sides = sides_of(requested)
+    statistics = _read_statistics(requested, sides, call)
     ready_sides = [side for side in sides if inputs.is_ready(call[f"input{side}"])]
     samples = _open_inputs(call, sides, ready_sides)
     call["cuda"] = _usable_cuda(call, needed="cuda" in given or ready_sides != sides)
     call["verbose"] = call["verbose"] and rank_and_size()[0] == 0
-    jobs = _jobs(requested, call, ready_sides)
-    ready = {side: _read_ready(side, jobs, call) for side in ready_sides}
-    _refuse_other_sources(jobs, ready)
-    counts = {side: len(next(iter(layers.values()))) for side, layers in ready.items()}
+    jobs = _jobs(requested, call, ready_sides, statistics)
+    looking = [job for job in jobs if job.metric != _FID]
+    ready = {side: _read_ready(side, looking if side in statistics else jobs, call) for side in ready_sides}
+    ready = {side: layers for side, layers in ready.items() if layers}
+    _refuse_other_sources(jobs, ready, statistics)
+    counts = {side: len(next(iter(layers.values()))) for side, layers in ready.items()}  # type: ignore[arg-type]
     counts |= {side: count for side, each in samples.items() if (count := each.count()) is not None}
-    _look(jobs, samples)
-    refuse_too_few(jobs, counts, call)
-    return Plan(requested, given, call, jobs, ready, samples)
+    plan = Plan(requested, given, call, jobs, ready, samples, statistics)
+    _look(plan)
+    refuse_too_few(looking, counts, call)
+    counts = {side: count for side, count in counts.items() if side not in statistics}
+    refuse_too_few([job for job in jobs if job.metric == _FID], counts, call)
+    return plan
 
 
 def refuse_too_few(jobs: Iterable[Job], counts: Mapping[int, int], call: Mapping[str, Any]) -> None:
@@ -124,9 +150,9 @@ def refuse_too_few(jobs: Iterable[Job], counts: Mapping[int, int], call: Mapping
                 )
 
 
-def _look(jobs: list[Job], samples: dict[int, Samples]) -> None:
-    for side, each in samples.items():
-        looking = [job for job in jobs if side in sides_of([job.metric])]
+def _look(plan: Plan) -> None:
+    for side, each in plan.samples.items():
+        looking = [job for job in plan.jobs if plan.extracts(job, side)]
         extractors = [upstream.FEATURE_EXTRACTORS_REGISTRY[job.extractor] for job in looking if job.extractor]
         if extractors and (each.is_divisible or rank_and_size()[0] == 0):
             each.look(only_rgb=any(upstream.is_builtin(extractor) for extractor in extractors))
@@ -161,6 +187,47 @@ def sides_of(metrics: Iterable[str]) -> list[int]:
     return [1] if all(name not in METRICS_REGISTRY and upstream.is_unary(name) for name in metrics) else [1, 2]
 
 
+def _read_statistics(requested: list[str], sides: list[int], call: dict[str, Any]) -> dict[int, Statistics]:
+    """Read the means and covariances that serve fid, and refuse what they cannot serve."""
+    named = call["fid_statistics_file"]
+    if named is not None and _FID not in requested:
+        raise ValueError("fid_statistics_file is for fid, which is not requested")
+    if call["input2"] is None:
+        call["input2"] = named
+    found: dict[int, Statistics] = {}
+    for side in sides:
+        source = call[f"input{side}"]
+        statistics = inputs.read_statistics_of(source, f"input{side}", call["features_max_bytes"])
+        if statistics is None:
+            continue
+        others = [name for name in requested if name != _FID and side in sides_of([name])]
+        if inputs.is_ready(source) and others:
+            raise ValueError(
+                f"{', '.join(others)} cannot be calculated from mean and covariance of features, which are all that "
+                f"input{side} holds: of these only fid can be; what is needed are images, or the features themselves"
+            )
+        if _FID in requested:
+            found[side] = statistics
+            _warn_of_other_resizing(source, f"input{side}")
+    if named is not None:
+        given = inputs.read_statistics_of(named, "fid_statistics_file", call["features_max_bytes"])
+        if given is None:
+            there = Path(named).is_file() if isinstance(named, str) else False
+            why = "holds no arrays mu and sigma" if there else "does not exist"
+            raise ValueError(f'fid_statistics_file: "{named}" {why}; it takes an .npz file with arrays mu and sigma')
+        found[2] = given
+    return found
+
+
+def _warn_of_other_resizing(source: Any, argument: str) -> None:
+    if isinstance(source, str) and resizes_otherwise(source):
+        warnings.warn(
+            f'{argument}: "{Path(source).name}" is named as statistics of clean-fid, whose images were resized '
+            "in another way than torch-fidelity resizes them: FID is comparable only where both sides were made alike",
+            stacklevel=2,
+        )
+
+
 def _open_inputs(call: dict[str, Any], sides: list[int], ready_sides: list[int]) -> dict[int, Samples]:
     _check_whole_number("batch_size", call, 1)
     samples = {}
@@ -188,7 +255,9 @@ def _usable_cuda(call: dict[str, Any], needed: bool) -> bool:
     return bool(call["cuda"]) and torch.cuda.is_available()
 
 
-def _jobs(requested: list[str], call: dict[str, Any], ready_sides: list[int]) -> list[Job]:
+def _jobs(
+    requested: list[str], call: dict[str, Any], ready_sides: list[int], statistics: Mapping[int, Statistics]
+) -> list[Job]:
     """Choose what runs here: all metrics on features; the others are left to torch-fidelity."""
     on_features = (*upstream.feature_metrics(), *METRICS_REGISTRY)
     names = [name for name in requested if name in on_features]
@@ -196,7 +265,9 @@ def _jobs(requested: list[str], call: dict[str, Any], ready_sides: list[int]) ->
         others = ", ".join(name for name in requested if name not in names)
         raise ValueError(f"{others} cannot be calculated from ready features; input1 must be a generative model")
     extract = ready_sides != sides_of(requested)
-    extractors = {name: _extractor(name, call, extract) for name in names}
+    extractors = {
+        name: _extractor(name, call, extract and not (name == _FID and {1, 2} <= statistics.keys())) for name in names
+    }
     return [Job(name, extractor, _layer(name, extractor, call)) for name, extractor in extractors.items()]
 
 
@@ -229,14 +300,24 @@ def _layer(metric: str, extractor: str | None, call: dict[str, Any]) -> str:
 
 def _read_ready(side: int, jobs: list[Job], call: dict[str, Any]) -> dict[str, Features]:
     layers = {job.layer for job in jobs if side in sides_of([job.metric])}
-    return inputs.read_features(call[f"input{side}"], layers, f"input{side}", call["features_max_bytes"])
+    return {**inputs.read_features(call[f"input{side}"], layers, f"input{side}", call["features_max_bytes"])}
 
 
-def _refuse_other_sources(jobs: list[Job], ready: dict[int, dict[str, Features]]) -> None:
+def _refuse_other_sources(
+    jobs: list[Job], ready: dict[int, dict[str, Features]], statistics: Mapping[int, Statistics]
+) -> None:
     """Refuse references of other features than a metric is about to extract, before that needs weights."""
+    for job in (job for job in jobs if job.metric == _FID and job.extractor):
+        for side, known in statistics.items():
+            if known.source not in ("", _source(job)):
+                raise ValueError(
+                    f"the mean and covariance of input{side} are of {known.source}, and fid is asked for with "
+                    f"{_source(job)}; set feature_extractor and feature_layer_fid to these"
+                )
+            _refuse_other_layer(job, side, known)
     for side, features in ready.items():
         for job in jobs:
-            reference, source = features.get(job.layer), f'layer "{job.layer}" of {job.extractor}'
+            reference, source = features.get(job.layer), _source(job)
             if not isinstance(reference, ReducedFeatures) or not job.extractor:
                 continue
             if reference.source not in ("", source):
@@ -244,3 +325,16 @@ def _refuse_other_sources(jobs: list[Job], ready: dict[int, dict[str, Features]]
                     f"input{side} was made from {reference.source}, and {job.metric} is asked for with {source}; set "
                     f'feature_extractor="{reference.feature_extractor}", feature_layer_lsh="{reference.feature_layer}"'
                 )
+
+
+def _source(job: Job) -> str:
+    return f'layer "{job.layer}" of {job.extractor}'
+
+
+def _refuse_other_layer(job: Job, side: int, statistics: Statistics) -> None:
+    """Refuse a mean of another length than a layer has, where its name tells: those of Inception are numbers."""
+    if job.layer.isdecimal() and int(job.layer) != statistics.dimension:
+        raise ValueError(
+            f"the mean and covariance of input{side} are of {statistics.dimension} features, and fid is asked for with "
+            f"{_source(job)}; feature_extractor and feature_layer_fid name the one they were made with"
+        )

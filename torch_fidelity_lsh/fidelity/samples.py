@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from torch_fidelity_lsh.fidelity import upstream
 from torch_fidelity_lsh.fidelity.datasets import DatasetSamples, GoneSamples, RegisteredSamples, open_folder
 from torch_fidelity_lsh.fidelity.generators import GeneratorSamples, read_model
+from torch_fidelity_lsh.fidelity.image_arrays import ImageArraySamples, images_in
 from torch_fidelity_lsh.metric.files import digest_of_file
 
 
@@ -73,6 +74,9 @@ def open_samples(side: int, call: Mapping[str, Any]) -> Samples:
         raise ValueError(f'{argument}: "{source}" does not exist. {accepted()}')
     if Path(source).is_dir():
         return open_folder(argument, source, call)
+    found = images_in(source)
+    if found is not None:
+        return ImageArraySamples(argument, source, found, call)
     if source.endswith((".onnx", ".pth")):
         return GeneratorSamples(argument, read_model(argument, source, call), f"file {digest_of_file(source)}", call)
     raise ValueError(f'{argument}: "{source}" is not of a known kind. {accepted()}')
@@ -81,7 +85,8 @@ def open_samples(side: int, call: Mapping[str, Any]) -> Samples:
 def accepted() -> str:
     """Say what an input can be."""
     return (
-        "Accepted are: a folder of images; ready features (.npy, .npz, .safetensors, or a float tensor or array "
-        "N x D); a reference file; a generative model (.onnx, .pth, or a GenerativeModelBase); a "
+        "Accepted are: a folder of images; an .npz file of images (arr_0); ready features (.npy, .npz, .safetensors, "
+        "or a float tensor or array N x D); for fid, an .npz file of their mu and sigma; a reference file; a "
+        "generative model (.onnx, .pth, or a GenerativeModelBase); a "
         f"torch.utils.data.Dataset; a registered data set ({', '.join(upstream.DATASETS_REGISTRY)})"
     )

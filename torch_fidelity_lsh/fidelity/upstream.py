@@ -24,6 +24,7 @@ import torch
 import torchvision
 from torch.utils.data import Dataset
 
+from torch_fidelity_lsh.fidelity.statistics import Statistics
 from torch_fidelity_lsh.metric.guard import default_modes
 
 try:
@@ -34,7 +35,7 @@ try:
     from torch_fidelity.generative_model_base import GenerativeModelBase
     from torch_fidelity.generative_model_modulewrapper import GenerativeModelModuleWrapper
     from torch_fidelity.generative_model_onnx import GenerativeModelONNX
-    from torch_fidelity.metric_fid import fid_featuresdict_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.registry import DATASETS_REGISTRY, FEATURE_EXTRACTORS_REGISTRY, NOISE_SOURCE_REGISTRY
     from torch_fidelity.utils import DEFAULT_FEATURE_EXTRACTOR, prepare_input_from_descriptor
     from torch_fidelity.utils import create_feature_extractor as _create_feature_extractor
@@ -58,6 +59,7 @@ __all__ = [
     "default_cache_root",
     "feature_metrics",
     "featuresdict_to_metric",
+    "fid_statistics",
     "is_builtin",
     "is_unary",
     "least_samples",
@@ -127,10 +129,25 @@ def featuresdict_to_metric(
         The metric's part of the result.
     """
     if name == "fid":
-        statistics = (fid_featuresdict_to_statistics(each, layer) for each in (featuresdict_1, featuresdict_2))
-        return fid_statistics_to_metric(*statistics, kwargs.get("verbose", DEFAULTS["verbose"]))  # type: ignore[no-any-return]
+        return _fid(featuresdict_1[layer], (featuresdict_2 or {})[layer], kwargs.get("verbose", DEFAULTS["verbose"]))
     sides = (featuresdict_1,) if is_unary(name) else (featuresdict_1, featuresdict_2)
     return _featuresdict_function(name)(*sides, layer, **kwargs)  # type: ignore[no-any-return]
+
+
+def fid_statistics(features: torch.Tensor | Statistics) -> Statistics:
+    """Return mean and covariance of features N x D, as upstream computes them, in float64."""
+    if isinstance(features, Statistics):
+        return features
+    found = fid_features_to_statistics(features)
+    return Statistics(found["mu"].astype("float64"), found["sigma"].astype("float64"))
+
+
+def _fid(one: Any, other: Any, verbose: bool) -> dict[str, float]:
+    if any(isinstance(each, Statistics) for each in (one, other)):
+        statistics = [vars(fid_statistics(each)) for each in (one, other)]
+    else:
+        statistics = [fid_features_to_statistics(each) for each in (one, other)]
+    return fid_statistics_to_metric(*statistics, verbose)  # type: ignore[no-any-return]
 
 
 LEAST_SETTINGS = {
