@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: .venv/ready
 	$(BIN)/python examples/degraded_images.py --output output/demo/metrics
@@ -14,6 +14,9 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --cov --cov-report=term
+
+docs: .venv/ready
+	$(BIN)/mkdocs build
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

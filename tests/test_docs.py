@@ -6,10 +6,12 @@ import io
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OFFLINE = "efficientnet-lite0"  # in place of the default extractor, whose weights need a network connection
+EXTRACTOR = ("--feature-extractor", OFFLINE)
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -43,41 +46,53 @@ def commands(page: Path, program: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.strip().startswith(program)]
 
 
-@pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the blocks find where they run: folders, files, and names of the reader's own."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="session")
+def samples() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    images = {name: rng.integers(0, 255, (24, 16, 16, 3), dtype=np.uint8) for name in ("generated", "real")}
-    for name, pictures in images.items():
-        Path(name).mkdir()
-        for number, picture in enumerate(pictures):
-            Image.fromarray(picture).save(f"{name}/{number}.png")
-    features = {name: rng.normal(size=(200, 8)).astype(np.float32) for name in ("generated", "before", "real")}
-    for name, rows in features.items():
-        np.save(f"{name}.npy", rows)
+    return {
+        **{f"{name}_images": rng.integers(0, 255, (24, 16, 16, 3), dtype=np.uint8) for name in ("generated", "real")},
+        **{name: rng.normal(size=(200, 8)).astype(np.float32) for name in ("generated", "before", "real")},
+    }
 
-    offline = partial(torch_fidelity_lsh.calculate_metrics, verbose=False)
 
-    def of_folders_offline(**call: Any) -> dict[str, float]:
-        ready = not isinstance(call["input1"], str)
-        return offline(**(call if ready else {"feature_extractor": OFFLINE, **call}))
+@pytest.fixture(scope="session")
+def files(samples: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders and files that the blocks name."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, archive in {"generated": "samples.npz", "real": "VIRTUAL_imagenet256_labeled.npz"}.items():
+        (folder / name).mkdir()
+        for number, picture in enumerate(samples[f"{name}_images"]):
+            Image.fromarray(picture).save(folder / name / f"{number}.png")
+        np.savez(folder / archive, arr_0=samples[f"{name}_images"])
+    for name in ("generated", "before", "real"):
+        np.save(folder / f"{name}.npy", samples[name])
+    statistics = ("--output", str(folder / "jit_in256_stats.npz"), "--format", "pytorch-fid")
+    assert cli.main(["index", "--input", str(folder / "real"), *statistics, *EXTRACTOR, "--silent"]) == 0
+    return folder
 
-    monkeypatch.setattr(torch_fidelity_lsh, "calculate_metrics", of_folders_offline)
-    monkeypatch.setattr(torch_fidelity, "calculate_metrics", of_folders_offline)
+
+@pytest.fixture
+def workplace(
+    samples: dict[str, np.ndarray], files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """Run in a copy of the files, offline; return the names that are the reader's own."""
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    calculate = torch_fidelity_lsh.calculate_metrics
+
+    def calculate_offline(**call: Any) -> dict[str, float]:
+        of_images = {"feature_extractor": OFFLINE} if isinstance(call["input1"], str) else {}
+        return calculate(**of_images, **{"cuda": False, "verbose": False, **call})
+
+    for module in (torch_fidelity_lsh, torch_fidelity):
+        monkeypatch.setattr(module, "calculate_metrics", calculate_offline)
     streamed = streaming.LSHPrecisionRecall
     monkeypatch.setattr(streaming, "LSHPrecisionRecall", lambda _, **options: streamed(OFFLINE, **options))
-    of_settings = partial(study.StudySettings, feature_extractor=OFFLINE, samples=24)
-    monkeypatch.setattr(study, "StudySettings", of_settings)
-    tensors = {name: torch.from_numpy(pictures).permute(0, 3, 1, 2) for name, pictures in images.items()}
-    return {
-        "features_generated": torch.from_numpy(features["generated"]),
-        "features_real": torch.from_numpy(features["real"]),
-        "generated_images": tensors["generated"],
-        "real_images": tensors["real"],
-        "generator": make_generator(),
-        "make_generator": make_generator,
-    }
+    settings = partial(study.StudySettings, feature_extractor=OFFLINE, samples=24)
+    monkeypatch.setattr(study, "StudySettings", settings)
+    images = {name: torch.from_numpy(samples[name]).permute(0, 3, 1, 2) for name in samples if "images" in name}
+    features = {f"features_{name}": torch.from_numpy(samples[name]) for name in ("generated", "real")}
+    return {**images, **features, "generator": make_generator(), "make_generator": make_generator}
 
 
 def make_generator() -> nn.Module:
@@ -105,8 +120,11 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
 @pytest.mark.parametrize("page", [page for page in pages_with("") if commands(page.values[0], "fidelity-lsh")])
 def test_the_commands_of_a_page_run(page: Path, workplace: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     for _, *arguments in commands(page, "fidelity-lsh"):
+        if "--gpu" in arguments:
+            place = arguments.index("--gpu")
+            del arguments[place : place + 2]
         ready = any(word.endswith(".npy") for word in arguments)
-        code = cli.main([*arguments, *(() if ready else ("--feature-extractor", OFFLINE)), "--silent"])
+        code = cli.main([*arguments, *(() if ready else EXTRACTOR), "--silent"])
         assert code in ((0, 3) if "--fail-below" in arguments else (0,)), capsys.readouterr().err
 
 
@@ -126,3 +144,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "site" / "api.html").stat().st_size > 50_000
+
+
+def test_the_version_to_cite_is_the_one_that_is_installed() -> None:
+    assert f"version: {version('torch-fidelity-lsh')}\n" in (ROOT / "CITATION.cff").read_text()
