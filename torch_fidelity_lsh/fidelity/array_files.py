@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 
+from torch_fidelity_lsh.metric.files import check_digest
+
 MAX_EXPANSION = 100  # Features are noise to a packer: files of them grow twofold, of many zeros tenfold.
 ALWAYS_ALLOWED = 2**28  # bytes
 
@@ -194,5 +196,6 @@ def _read_some(stream: IO[bytes], buffer: memoryview) -> int:
 
 @contextmanager
 def _open_safetensors(path: str, limit: int) -> Iterator[Arrays]:
+    check_digest(path)
     with safe_open(path, framework="pt") as file:
         yield Arrays(list(file.keys()), file.get_tensor)
