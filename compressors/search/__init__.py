@@ -11,6 +11,7 @@ in `factories.py` (or a `SearchSpace` of your own layers).
 
 from compressors.search.factories import cyclegan, esrgan, tiny
 from compressors.search.operators import Layer, Slot, register_operator
+from compressors.search.report import save_report, search_report
 from compressors.search.space import SearchSpace
 from compressors.search.stage import ArchitectureSearch, search_student
 from compressors.search.student import Skip
@@ -28,6 +29,8 @@ __all__ = [
     "cyclegan",
     "esrgan",
     "register_operator",
+    "save_report",
+    "search_report",
     "search_student",
     "search_widths",
     "tiny",

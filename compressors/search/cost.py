@@ -88,7 +88,7 @@ def derive(
         tables: see `macs_of`.
         operators: log p_l for each operator of each layer.
         widths: log q_l for each width.
-        budget: multiply-accumulates. From those of the largest network on it is no limit.
+        budget: multiply-accumulates; more than those of the largest network count as these.
         fill: share of the budget to use at least, 0 to 1; 0 asks for none.
 
     Raises:
@@ -97,8 +97,9 @@ def derive(
     smallest, largest = (macs_of(tables, extreme(tables, end)) for end in (False, True))
     if budget < smallest:
         raise CompressionError(f"budget must be at least {smallest:,} multiply-accumulates; got {budget:,}")
-    if budget >= largest:
+    if budget >= largest and not fill:
         return tuple((int(o.argmax()), int(w.argmax())) for o, w in zip(operators, widths, strict=True))
+    budget = min(budget, largest)
     least = [int(table.min()) for table in tables]
     unit = max(1.0, (budget - sum(least)) / _BUCKETS)
     # What every network pays needs no bucket, so that nothing is lost to rounding where there is no choice.

@@ -91,23 +91,22 @@ class Search:
     def run(self) -> Found:
         """Return what was found; after Ctrl-C the best so far."""
         settings, found = self.settings, self.found
-        if settings.genotype is not None:
-            found.genotype = settings.genotype
-        else:
-            try:
-                self._search()
-            except (_Interrupted, KeyboardInterrupt) as reason:
-                found.interrupted = str(reason) or "interrupted while choosing networks"
-                if not found.candidates:
-                    self._export()
-                found.model.eval()
-                return found
-        result = self._trained(found.genotype, settings.steps, "student.safetensors")
+        try:
+            found.genotype = settings.genotype or self._chosen()
+            result = self._trained(found.genotype, settings.steps, "student.safetensors")
+        except (_Interrupted, KeyboardInterrupt) as reason:
+            if settings.genotype is not None:
+                raise
+            found.interrupted = str(reason) or "interrupted while choosing networks"
+            if not found.training:
+                self._export()
+            return found
         found.model, found.training = result.model, _course(result)
         found.interrupted = found.training["note"]
         return found
 
-    def _search(self) -> None:
+    def _chosen(self) -> Genotype:
+        """Return the network to train, the best of the trials."""
         settings, found = self.settings, self.found
         self.supernet = self._learnt_supernet()
         task = Task(
@@ -118,6 +117,8 @@ class Search:
             self._score,
             self._learnt_logits,
             random.Random(settings.seed),
+            settings.population,
+            settings.generations,
             settings.progress,
         )
         candidates = STRATEGIES[settings.strategy](task, settings.trials)
@@ -134,6 +135,7 @@ class Search:
             found.candidates.append({**row, "shared loss": self.scores.get(indices)})
             if _course(result)["note"].startswith("interrupted"):
                 raise _Interrupted(f"interrupted in trial {number + 1} of {len(candidates)}")
+        return found.genotype
 
     def _learnt_supernet(self) -> Supernet:
         settings = self.settings
@@ -203,6 +205,7 @@ class Search:
         random = torch.Generator().manual_seed(self.settings.seed)
         batches = (drawn(self.draw, self.settings.batch_size, random, self.device)[0] for _ in range(_NORM_BATCHES))
         update_bn(batches, self.found.model)
+        self.found.model.eval()
 
     def _read_scores(self) -> None:
         path = self.settings.file("scores.json")

@@ -36,6 +36,8 @@ class SearchSettings:
     search_steps: int | None = None
     trials: int = 8
     trial_steps: int | None = None
+    population: int = 30
+    generations: int = 12
     batch_size: int = 16
     rate: float = 2e-3
     band: float = 0.92
@@ -52,7 +54,7 @@ class SearchSettings:
                 "that no space fits, search_widths needs none"
             )
         check_budget(self.budget)
-        for name in ("steps", "trials", "batch_size", "held_out"):
+        for name in ("steps", "trials", "population", "generations", "batch_size", "held_out"):
             check_count(name, getattr(self, name))
         for name in ("search_steps", "trial_steps"):
             if getattr(self, name) is not None:

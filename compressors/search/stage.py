@@ -48,6 +48,8 @@ class ArchitectureSearch(SearchSettings, Stage):
         search_steps: batches to train the supernet on; default 2 `steps`. Each trains four networks.
         trials: how many networks are trained for a short time; default 8.
         trial_steps: batches of each of these; default 3/8 of `steps`.
+        population: networks in a generation of evolution; default 30.
+        generations: their number; default 12.
         batch_size: default 16.
         rate: highest learning rate; default 2e-3.
         band: share of the budget to use at least; default 0.92.

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from compressors.search.cost import Indices, Table, derive, macs_of
 from compressors.search.space import SearchSpace, Size
 
-_POPULATION, _GENERATIONS, _MOST_MUTATIONS = 30, 12, 3
+_MOST_MUTATIONS = 3
 # Candidates that differ in fewer layers are the same one for what a short training can tell.
 _LEAST_DIFFERENCE = 3
 _TRIES = 50
@@ -35,6 +35,8 @@ class Task:
         score: maps a network to its loss with the shared weights on inputs to choose by.
         learn_logits: trains logits; returns log probabilities of operators and of widths, by layer.
         rng: all randomness.
+        population: networks in a generation of evolution.
+        generations: their number.
         progress: whether to show a bar.
     """
 
@@ -45,6 +47,8 @@ class Task:
     score: Callable[[Indices], float]
     learn_logits: Callable[[], tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]]
     rng: random.Random
+    population: int
+    generations: int
     progress: bool
 
     def fits(self, indices: Indices) -> bool:
@@ -105,8 +109,16 @@ def evolve(
 
 def evolution(task: Task, count: int) -> list[Indices]:
     """Return networks by evolution on the loss with shared weights, best first."""
-    options: dict[str, Any] = {"population": _POPULATION, "generations": _GENERATIONS, "progress": task.progress}
-    return distinct(evolve(task.sample, task.mutated, task.score, task.rng, **options), count)
+    ranked = evolve(
+        task.sample,
+        task.mutated,
+        task.score,
+        task.rng,
+        population=task.population,
+        generations=task.generations,
+        progress=task.progress,
+    )
+    return distinct(ranked, count)
 
 
 def gradient(task: Task, count: int) -> list[Indices]:

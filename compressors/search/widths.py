@@ -33,7 +33,6 @@ from compressors.search.strategies import distinct, evolve
 Counts: TypeAlias = tuple[int, ...]
 """Channels that each group keeps."""
 
-_POPULATION, _GENERATIONS = 10, 5
 _FEWEST = 0.125
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
@@ -56,6 +55,8 @@ class WidthSearch(Stage):
         terms: more losses with their weights.
         trials: how many candidates are distilled for a short time; default 4.
         trial_steps: batches of each of these; default a quarter of `steps`.
+        population: candidates in a generation of evolution; default 10.
+        generations: their number; default 5.
         batch_size: default 16.
         rate: highest learning rate; default None: chosen by the damage, as in `Distiller`.
         importance: see `ChannelPruner`; default "l2", the norm of the weights.
@@ -81,6 +82,8 @@ class WidthSearch(Stage):
     terms: Sequence[tuple[float, Loss]] = ()
     trials: int = 4
     trial_steps: int | None = None
+    population: int = 10
+    generations: int = 5
     batch_size: int = 16
     rate: float | None = None
     importance: Literal["fisher", "latent", "l2", "lamp"] | Callable[[Any], Tensor | None] = "l2"
@@ -92,7 +95,7 @@ class WidthSearch(Stage):
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
-        for name in ("steps", "trials", "batch_size", "held_out"):
+        for name in ("steps", "trials", "population", "generations", "batch_size", "held_out"):
             check_count(name, getattr(self, name))
         if self.trial_steps is not None:
             check_count("trial_steps", self.trial_steps)
@@ -134,8 +137,8 @@ class WidthSearch(Stage):
             lambda counts: groups.mutated(counts, budget, rng),
             score,
             rng,
-            population=_POPULATION,
-            generations=_GENERATIONS,
+            population=self.population,
+            generations=self.generations,
             progress=self.progress,
         )
         best, rows = self._best(distinct(ranked, self.trials), groups, full, one)
