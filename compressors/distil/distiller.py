@@ -132,7 +132,7 @@ class Distiller(Stage):
         guide = baked_copy(teacher).requires_grad_(False)
         for name, weight in work.float_weights.items():
             work.model.get_submodule(name).get_parameter("weight").data.copy_(weight)  # the codes are the same
-        plan = self._plan(bool(work.recipe.quantized))
+        plan = self.plan(bool(work.recipe.quantized))
         parameters = _trainable(work.model, work.recipe.quantized)
         training = Training(work.model, guide, parameters, plan, self._identity(work.model, guide))
         try:
@@ -149,7 +149,8 @@ class Distiller(Stage):
             warnings.warn(f"{self.name}: {course.note}; the best state is kept", stacklevel=4)
         return self._trained(work, guide, course)
 
-    def _plan(self, quantized: bool) -> Plan:
+    def plan(self, quantized: bool) -> Plan:
+        """Return what the training loop gets."""
         loss = self.loss if callable(self.loss) else _LOSSES[self.loss]()
         return Plan(
             draw=self.draw,

@@ -23,10 +23,10 @@ from compressors.common.measure import copied, tensors_of
 from compressors.distil.losses import check_outputs
 from compressors.errors import CompressionError
 
-# Held-out inputs are drawn as those of a step that training never reaches.
-_HELD_OUT = 2**31
+HELD_OUT = 2**31
+"""Held-out inputs are drawn as those of this step, which training never reaches."""
 _WARM_UP = 0.05
-# Parameters with a larger share of exact zeros are sparse.
+# Weights with a larger share of exact zeros are sparse. Biases are not: fresh ones are zero.
 _SPARSE = 0.25
 _RATE_PER_ERROR = 1 / 200
 _LOWEST_RATE, _HIGHEST_RATE, _HIGHEST_QUANTIZED = 1e-4, 1e-3, 3e-4
@@ -95,7 +95,12 @@ class Training:
         parameters: those of `student` that are trained, by name.
         plan: what to do.
         identity: a digest of all that the result depends on; a checkpoint of another one is refused.
+
+    A subclass trains several networks in one by a `_loss` of its own.
     """
+
+    label = "distill"
+    """What the bar says."""
 
     def __init__(
         self, student: nn.Module, teacher: nn.Module, parameters: Mapping[str, nn.Parameter], plan: Plan, identity: str
@@ -105,7 +110,7 @@ class Training:
         self.device = self.parameters[0].device
         # The zeros of a sparse network are what makes it small.
         zeros = [(parameter, parameter.detach() == 0) for parameter in self.parameters]
-        self.zeros = [(parameter, mask) for parameter, mask in zeros if mask.float().mean() > _SPARSE]
+        self.zeros = [(p, mask) for p, mask in zeros if p.dim() > 1 and mask.float().mean() > _SPARSE]
         self.optimizer = torch.optim.Adam(self.parameters, lr=1.0)  # set in each step
         self.average: AveragedModel | None = None
         if plan.average is not None:
@@ -114,7 +119,7 @@ class Training:
             if isinstance(loss, nn.Module):
                 loss.to(self.device)
         self.course = Course()
-        self.held_out = self._batch(_HELD_OUT, plan.held_out)
+        self.held_out = self._batch(HELD_OUT, plan.held_out)
         self.best = self._snapshot()
 
     def run(self) -> Course:
@@ -149,7 +154,7 @@ class Training:
             initial=course.step,
             unit="step",
             file=sys.stderr,
-            desc="distill",
+            desc=self.label,
             leave=None,
             disable=not plan.progress,
         )
@@ -174,7 +179,7 @@ class Training:
                 course.step += 1
                 total, count = total + value, count + 1
                 bar.update()
-                bar.set_postfix(loss=f"{value:.4g}", best=f"{course.best_loss:.4g}", refresh=False)
+                bar.set_postfix(loss=f"{value:.4g}", best=f"{course.best_loss:.4g}", **self.postfix(), refresh=False)
                 if course.step % plan.interval == 0 or course.step == plan.steps:
                     self._look(total / count)
                     total, count = 0.0, 0
@@ -187,7 +192,7 @@ class Training:
         try:
             model.eval()
             with torch.no_grad():
-                value = float(self._loss(model, inputs, targets, _HELD_OUT))
+                value = float(self._loss(model, inputs, targets, HELD_OUT))
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -208,12 +213,22 @@ class Training:
             raise CompressionError(f"student and teacher return {len(outputs)} and {len(targets)} tensors")
         loss = torch.zeros((), device=self.device)
         for output, target in zip(outputs, targets, strict=True):
-            check_outputs(output, target)
-            for weight, term in self.plan.losses:
-                value = term(output, target)
-                _check_loss(term, value, output)
-                loss = loss + weight * value.to(loss.dtype)
+            loss = loss + self.distance(output, target)
         return loss
+
+    def distance(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the weighted sum of the losses for one output of the student and of the teacher."""
+        check_outputs(output, target)
+        loss = torch.zeros((), device=self.device)
+        for weight, term in self.plan.losses:
+            value = term(output, target)
+            _check_loss(term, value, output)
+            loss = loss + weight * value.to(loss.dtype)
+        return loss
+
+    def postfix(self) -> dict[str, str]:
+        """Return what the bar shows beside the loss."""
+        return {}
 
     def _batch(self, step: int, count: int) -> tuple[tuple[Any, ...], list[Tensor]]:
         """Return `count` drawn inputs of a step, and the teacher's outputs for them."""
@@ -259,7 +274,7 @@ class Training:
         A network that is nearly right is moved away from it by a rate that repairs a broken one quickly.
         """
         inputs, targets = self.held_out
-        with torch.no_grad(), self._noise(_HELD_OUT), self._autocast():
+        with torch.no_grad(), self._noise(HELD_OUT), self._autocast():
             outputs = self._outputs(self.student, inputs)
         error = sum(float((output - target).abs().mean()) for output, target in zip(outputs, targets, strict=False))
         deviation = sum(float((target - target.mean()).abs().mean()) for target in targets)

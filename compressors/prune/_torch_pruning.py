@@ -116,7 +116,7 @@ def prune(
     model: nn.Module,
     inputs: Inputs,
     *,
-    ratio: float,
+    ratio: float | Mapping[str, float],
     importance: Callable[[Any], Tensor | None],
     across_layers: bool,
     round_to: int | None,
@@ -130,7 +130,8 @@ def prune(
     Args:
         model: in eval mode, with plain parameters; becomes trainable, and its activations no longer work in place.
         inputs: forward arguments to trace it with.
-        ratio: share of channels to remove, 0 to 1 (exclusive).
+        ratio: share of channels to remove, 0 to 1 (exclusive), of all layers or by their names, 0 for others. Of layers
+            that share their channels the largest counts.
         importance: from a pruning group to a score per channel, lowest removed first.
         across_layers: rank the channels of all layers together.
         round_to: round the channels kept to a multiple of this; None does not.
@@ -150,11 +151,13 @@ def prune(
     if not groups and f"{_KEPT}: {_NO_SCORES}" in notes.values():
         raise CompressionError("importance returned None for every group of layers: scores are needed")
     removals = []
-    for group, units in zip(groups, _chosen(groups, ratio, across_layers, round_to), strict=True):
+    ratios = [max(ratio.get(n, 0.0) for n in g.layers) if isinstance(ratio, Mapping) else ratio for g in groups]
+    chosen = _chosen(groups, ratios, across_layers, round_to)
+    for group, units, share in zip(groups, chosen, ratios, strict=True):
         if units:
             removals.append(_removal(graph, group, units, loose))
         else:
-            notes |= dict.fromkeys(group.layers, f"{_KEPT}: {_why_none(group, ratio, across_layers, round_to)}")
+            notes |= dict.fromkeys(group.layers, f"{_KEPT}: {_why_none(group, share, across_layers, round_to)}")
     removals = _matched(model, inputs, graph, removals, loose, notes)
     _explain_others(graph, {layer for removal in removals for layer in removal.group.layers}, notes)
     pruned = gathered(_without(model, removals), model)
@@ -436,13 +439,18 @@ def _units(graph: Any, group: Any, blocks: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(unit) for unit in units.values())
 
 
-def _chosen(groups: Sequence[_Group], ratio: float, across_layers: bool, round_to: int | None) -> list[list[int]]:
-    """Return the units of each group to remove, those of the lowest scores; one of each group stays at least."""
+def _chosen(
+    groups: Sequence[_Group], ratios: Sequence[float], across_layers: bool, round_to: int | None
+) -> list[list[int]]:
+    """Return the units of each group to remove, those of the lowest scores; one of each group stays at least.
+
+    Across layers there is one ratio.
+    """
     scores = [group.unit_scores() for group in groups]
     if not across_layers:
-        numbers = [len(score) - _share_left(len(score), ratio) for score in scores]
+        numbers = [len(score) - _share_left(len(score), ratio) for score, ratio in zip(scores, ratios, strict=True)]
     else:
-        removed = torch.cat(scores).numel() - _share_left(sum(map(len, scores)), ratio) if scores else 0
+        removed = torch.cat(scores).numel() - _share_left(sum(map(len, scores)), ratios[0]) if scores else 0
         # The best unit of each group is no candidate.
         candidates = [(float(value), i) for i, score in enumerate(scores) for value in score.sort().values[:-1]]
         lowest = [i for _, i in sorted(candidates)[:removed]]

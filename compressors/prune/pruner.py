@@ -36,7 +36,8 @@ class ChannelPruner(Stage):
 
     Args:
         ratio: share of channels to remove, at least 0 and below 1; 0.5 leaves about a quarter of the parameters. Of C
-            channels floor((1 - ratio) C) stay, and at least one.
+            channels floor((1 - ratio) C) stay, and at least one. Or a mapping of layer names to such shares: other
+            layers keep their channels; of layers that share their channels the largest share counts.
         importance: scores channels, lowest removed first:
 
             - "fisher": how far the outputs move with a channel, on 8 samples (Fisher information of random projections
@@ -64,7 +65,7 @@ class ChannelPruner(Stage):
     Source: torch-pruning (DepGraph, Fang et al. 2023, arXiv 2301.12900).
     """
 
-    ratio: float
+    ratio: float | Mapping[str, float]
     importance: Literal["fisher", "latent", "l2", "lamp"] | Callable[[Any], Tensor | None] | None = None
     draw: Draw | None = None
     scope: Literal["local", "global"] = "local"
@@ -75,12 +76,15 @@ class ChannelPruner(Stage):
     min_effect: float = 0.02
 
     def __post_init__(self) -> None:
-        check_share("ratio", self.ratio, end=False)
+        for ratio in self.ratio.values() if isinstance(self.ratio, Mapping) else (self.ratio,):
+            check_share("ratio", ratio, end=False)
         if self.importance is not None and not callable(self.importance):
             check_choice("importance", self.importance, IMPORTANCES)
         if self.draw is not None and not callable(self.draw):
             raise CompressionError(f"draw must be a function draw(n, random) or None; got {self.draw!r}")
         check_choice("scope", self.scope, ("local", "global"))
+        if isinstance(self.ratio, Mapping) and self.scope == "global":
+            raise CompressionError('scope: "global" takes one ratio for all layers; got one for each')
         if self.round_to is not None and (not isinstance(self.round_to, int) or self.round_to < 1):
             raise CompressionError(f"round_to must be a positive integer or None; got {self.round_to!r}")
         check_patterns("exclude", self.exclude)
@@ -90,6 +94,8 @@ class ChannelPruner(Stage):
     @property
     def name(self) -> str:
         """A short label, such as "prune 0.5"."""
+        if isinstance(self.ratio, Mapping):
+            return "prune by layer"
         return f"prune {self.ratio:g}" + (" global" if self.scope == "global" else "")
 
     def _apply(self, work: Work) -> Work:
@@ -102,6 +108,9 @@ class ChannelPruner(Stage):
         whole = {name: module for name, module in model.named_modules() if isinstance(module, WHOLE_LAYERS)}
         loose = self._channel_dims(uncovered_parameters(model, PRUNABLE_LAYERS), model, whole)
         layers = [name for name, module in model.named_modules() if type(module) in PRUNABLE_LAYERS]
+        if isinstance(self.ratio, Mapping):
+            for layer in self.ratio:
+                matching("ratio", (layer,), layers)
         exclude = dict.fromkeys(matching("exclude", self.exclude, layers), "output channels kept: asked for")
         if work.source is not None:
             _copy_gradients(work.source, model)

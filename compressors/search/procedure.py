@@ -1,0 +1,225 @@
+"""The steps of a search, each resumed from its own file: supernet, candidates, trials, training from scratch."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from compressors.common.files import digest, write_json
+from compressors.common.generation import drawn
+from compressors.common.text import versions
+from compressors.core.model import CompressedModel
+from compressors.core.recipe import settings as settings_of
+from compressors.errors import TrainingDiverged
+from compressors.search.cost import Indices, derive, macs_of
+from compressors.search.data import DataDraw, known_outputs, split
+from compressors.search.settings import SearchSettings
+from compressors.search.space import Genotype, Size
+from compressors.search.strategies import STRATEGIES, Task
+from compressors.search.supernet import Supernet, logs
+from compressors.search.training import GradientSearch, SupernetTraining
+
+# Batches of inputs that batch norms of exported weights measure.
+_NORM_BATCHES = 20
+_CHUNK = 32
+
+
+@dataclass
+class Found:
+    """What a search has found so far.
+
+    Attributes:
+        genotype: the network.
+        model: it, trained.
+        candidates: networks that were trained for a short time, with their losses.
+        supernet: the course of the supernet's training.
+        training: the course of the model's.
+        interrupted: why the search ended early; "" where it did not.
+    """
+
+    genotype: Genotype = ()
+    model: nn.Module = field(default_factory=nn.Identity)
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    supernet: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    interrupted: str = ""
+
+
+class _Interrupted(Exception):
+    """Ctrl-C."""
+
+
+class Search:
+    """A search: `run` does all of it.
+
+    Args:
+        settings: what to do.
+        teacher: frozen, in eval mode.
+        images: one input, 1 x C x H x W.
+        size: its rows and columns.
+        budget: multiply-accumulates for it.
+    """
+
+    def __init__(self, settings: SearchSettings, teacher: nn.Module, images: Tensor, size: Size, budget: int) -> None:
+        self.settings, self.images, self.size, self.budget = settings, images, size, budget
+        self.space, self.device = settings.space, images.device
+        self.tables = self.space.tables(size)
+        self.draw, choosing = split(settings.draw)
+        self.teacher = teacher
+        if isinstance(self.draw, DataDraw):
+            path = settings.file("teacher.safetensors")
+            self.teacher = known_outputs(teacher, self.draw, self.device, path, settings.progress)
+        inputs = drawn(choosing, 2 * settings.held_out, torch.Generator().manual_seed(settings.seed + 1), self.device)
+        self.choosing: Tensor = inputs[0]
+        described = {**settings_of(settings), "versions": versions(), "budget": budget, "size": size}
+        del described["folder"], described["progress"]
+        state = teacher.state_dict().values()
+        self.identity = digest([json.dumps(described, sort_keys=True), self.choosing, *state])
+        self.scores: dict[Indices, float] = {}
+        self.found = Found()
+
+    def run(self) -> Found:
+        """Return what was found; after Ctrl-C the best so far."""
+        settings, found = self.settings, self.found
+        try:
+            found.genotype = settings.genotype or self._chosen()
+            result = self._trained(found.genotype, settings.steps, "student.safetensors")
+        except (_Interrupted, KeyboardInterrupt) as reason:
+            if settings.genotype is not None:
+                raise
+            found.interrupted = str(reason) or "interrupted while choosing networks"
+            if not found.training:
+                self._export()
+            return found
+        found.model, found.training = result.model, _course(result)
+        found.interrupted = found.training["note"]
+        return found
+
+    def _chosen(self) -> Genotype:
+        """Return the network to train, the best of the trials."""
+        settings, found = self.settings, self.found
+        self.supernet = self._learnt_supernet()
+        task = Task(
+            self.space,
+            self.size,
+            self.tables,
+            (math.ceil(settings.band * self.budget), self.budget),
+            self._score,
+            self._learnt_logits,
+            random.Random(settings.seed),
+            settings.population,
+            settings.generations,
+            settings.progress,
+        )
+        candidates = STRATEGIES[settings.strategy](task, settings.trials)
+        found.genotype = self.space.genotype(candidates[0])
+        steps = settings.trial_steps or max(1, 3 * settings.steps // 8)
+        best = math.inf
+        for number, indices in enumerate(candidates if len(candidates) > 1 else ()):
+            genotype = self.space.genotype(indices)
+            result = self._trained(genotype, steps, f"trial-{number}.safetensors")
+            loss = self._loss(result.model)
+            row = {"genotype": [list(pair) for pair in genotype], "macs": macs_of(self.tables, indices), "loss": loss}
+            if loss < best:
+                best, found.genotype, found.model, found.training = loss, genotype, result.model, _course(result)
+            found.candidates.append({**row, "shared loss": self.scores.get(indices)})
+            if _course(result)["note"].startswith("interrupted"):
+                raise _Interrupted(f"interrupted in trial {number + 1} of {len(candidates)}")
+        return found.genotype
+
+    def _learnt_supernet(self) -> Supernet:
+        settings = self.settings
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            supernet = Supernet(self.space, settings.gate).to(self.device)
+        self.supernet = supernet
+        steps = settings.search_steps or 2 * settings.steps
+        plan = settings.distiller(self.draw, steps, "supernet.safetensors").plan(False)
+        weights = dict(supernet.weights.named_parameters())
+        self.training = SupernetTraining(supernet, self.teacher, weights, plan, self.identity)
+        course = self.training.run()
+        self.found.supernet = asdict(course)
+        if course.note:
+            raise _Interrupted(f"supernet {course.note}")
+        return supernet
+
+    def _learnt_logits(self) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+        settings = self.settings
+        supernet = copy.deepcopy(self.supernet)
+        steps = max(1, (settings.search_steps or 2 * settings.steps) * 3 // 7)
+        plan = settings.distiller(self.draw, steps, "logits.safetensors").plan(False)
+        training = GradientSearch(supernet, self.teacher, dict(supernet.named_parameters()), plan, self.identity)
+        course = training.prepare(self.budget, self.size).run()
+        if course.note:
+            raise _Interrupted(f"search for logits {course.note}")
+        return logs(supernet.operator_probabilities(1.0)), logs(supernet.width_probabilities(1.0))
+
+    def _score(self, indices: Indices) -> float:
+        """Return the loss of a network with the shared weights, from an earlier run where there was one."""
+        if not self.scores:
+            self._read_scores()
+        if indices not in self.scores:
+            self.scores[indices] = self._loss(lambda images: self.supernet(images, indices))
+            if len(self.scores) % 30 == 0:
+                self._write_scores()
+        return self.scores[indices]
+
+    @torch.no_grad()
+    def _loss(self, network: Any) -> float:
+        chunks = [self.choosing[start : start + _CHUNK] for start in range(0, len(self.choosing), _CHUNK)]
+        pairs = [(network(images), self.teacher(images)) for images in chunks]
+        losses = [float(self.training.distance(*pair)) * len(pair[0]) for pair in pairs]
+        return sum(losses) / len(self.choosing)
+
+    def _trained(self, genotype: Genotype, steps: int, name: str) -> CompressedModel:
+        """Return a network trained from scratch; where that diverges, in its best state before."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed)
+            student = self.space.build(genotype).to(self.device)
+        distiller = self.settings.distiller(self.draw, steps, name)
+        try:
+            return distiller.compress(student, (self.images,), teacher=self.teacher)
+        except TrainingDiverged as error:
+            result: CompressedModel = error.result
+            return result
+
+    def _export(self) -> None:
+        """Take the best network known, with its part of the shared weights."""
+        if self.scores:
+            best = min(self.scores, key=lambda indices: (self.scores[indices], indices))
+        else:
+            even = [[np.zeros(table.shape[axis]) for table in self.tables] for axis in (0, 2)]
+            best = derive(self.tables, even[0], even[1], self.budget, self.settings.band)
+        self.found.genotype = self.space.genotype(best)
+        self.found.model = self.supernet.exported(self.found.genotype).to(self.device)
+        random = torch.Generator().manual_seed(self.settings.seed)
+        batches = (drawn(self.draw, self.settings.batch_size, random, self.device)[0] for _ in range(_NORM_BATCHES))
+        update_bn(batches, self.found.model)
+        self.found.model.eval()
+
+    def _read_scores(self) -> None:
+        path = self.settings.file("scores.json")
+        if path is not None and path.exists():
+            content = json.loads(path.read_text())
+            if content["identity"] == self.identity:
+                self.scores = {tuple(map(tuple, indices)): loss for indices, loss in content["scores"]}
+
+    def _write_scores(self) -> None:
+        path = self.settings.file("scores.json")
+        if path is not None:
+            write_json(path, {"identity": self.identity, "scores": list(self.scores.items())})
+
+
+def _course(result: CompressedModel) -> dict[str, Any]:
+    course: dict[str, Any] = result.recipe.steps[-1]["training"]
+    return course

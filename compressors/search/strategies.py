@@ -1,0 +1,152 @@
+"""Ways to choose networks by the supernet; a new one is a function from a `Task` to candidates, in `STRATEGIES`."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from compressors.search.cost import Indices, Table, derive, macs_of
+from compressors.search.space import SearchSpace, Size
+
+_MOST_MUTATIONS = 3
+# Candidates that differ in fewer layers are the same one for what a short training can tell.
+_LEAST_DIFFERENCE = 3
+_TRIES = 50
+
+Candidate = TypeVar("Candidate", bound=tuple[Any, ...])
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a strategy works on.
+
+    Attributes:
+        space: the search space.
+        size: of an input.
+        tables: `space.tables(size)`.
+        band: the least and the most multiply-accumulates.
+        score: maps a network to its loss with the shared weights on inputs to choose by.
+        learn_logits: trains logits; returns log probabilities of operators and of widths, by layer.
+        rng: all randomness.
+        population: networks in a generation of evolution.
+        generations: their number.
+        progress: whether to show a bar.
+    """
+
+    space: SearchSpace
+    size: Size
+    tables: list[Table]
+    band: tuple[int, int]
+    score: Callable[[Indices], float]
+    learn_logits: Callable[[], tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]]
+    rng: random.Random
+    population: int
+    generations: int
+    progress: bool
+
+    def fits(self, indices: Indices) -> bool:
+        """Tell whether a network is within the band."""
+        return self.band[0] <= macs_of(self.tables, indices) <= self.band[1]
+
+    def sample(self) -> Indices:
+        """Return a random network within the band, or the nearest below it."""
+        return self.space.indices(self.space.sample(self.rng, self.size, self.band))
+
+    def mutated(self, indices: Indices) -> Indices:
+        """Return a network within the band that differs in one to three choices, or a random one."""
+        for _ in range(_TRIES):
+            child = [list(pair) for pair in indices]
+            for _ in range(self.rng.randint(1, _MOST_MUTATIONS)):
+                layer, axis = self.rng.randrange(len(child)), self.rng.randrange(2)
+                child[layer][axis] = self.rng.randrange(self.tables[layer].shape[2 if axis else 0])
+            found = tuple((operator, width) for operator, width in child)
+            if found != indices and self.fits(found):
+                return found
+        return self.sample()
+
+
+def evolve(
+    sample: Callable[[], Candidate],
+    mutated: Callable[[Candidate], Candidate],
+    score: Callable[[Candidate], float],
+    rng: random.Random,
+    *,
+    population: int,
+    generations: int,
+    progress: bool,
+) -> list[Candidate]:
+    """Return candidates, tuples, by rising score: each generation mutates the best third of a population of all seen.
+
+    Args:
+        sample: draws a candidate.
+        mutated: changes one.
+        score: of a candidate, the lower the better.
+        rng: chooses parents.
+        population: candidates in a generation.
+        generations: their number.
+        progress: whether to show a bar.
+    """
+    seen: dict[Candidate, float] = {}
+    current = {sample() for _ in range(population)}
+    with tqdm(total=generations, desc="evolution", file=sys.stderr, leave=None, disable=not progress) as bar:
+        for _ in range(generations):
+            for candidate in sorted(current - set(seen)):
+                seen[candidate] = score(candidate)
+            best = sorted(seen, key=lambda candidate: (seen[candidate], candidate))
+            bar.update()
+            bar.set_postfix(loss=f"{seen[best[0]]:.4g}")
+            parents = best[: max(1, population // 3)]
+            current = {mutated(rng.choice(parents)) for _ in range(population)}
+    return best
+
+
+def evolution(task: Task, count: int) -> list[Indices]:
+    """Return networks by evolution on the loss with shared weights, best first."""
+    ranked = evolve(
+        task.sample,
+        task.mutated,
+        task.score,
+        task.rng,
+        population=task.population,
+        generations=task.generations,
+        progress=task.progress,
+    )
+    return distinct(ranked, count)
+
+
+def gradient(task: Task, count: int) -> list[Indices]:
+    """Return the most probable network within the band, after the logits have been trained: AGD's way."""
+    operators, widths = task.learn_logits()
+    return [derive(task.tables, operators, widths, task.band[1], task.band[0] / task.band[1])]
+
+
+def both(task: Task, count: int) -> list[Indices]:
+    """Return the network of `gradient` and those of `evolution`."""
+    found = gradient(task, 1)
+    return distinct([*found, *evolution(task, count)], count)
+
+
+def distinct(ranked: list[Candidate], count: int) -> list[Candidate]:
+    """Return up to `count` of the first candidates that differ from each other in three layers, or half of fewer."""
+    chosen: list[Candidate] = []
+    for candidate in ranked:
+        differences = (sum(a != b for a, b in zip(candidate, other, strict=True)) for other in chosen)
+        if all(number >= min(_LEAST_DIFFERENCE, (len(candidate) + 1) // 2) for number in differences):
+            chosen.append(candidate)
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+STRATEGIES: dict[str, Callable[[Task, int], list[Indices]]] = {
+    "evolution": evolution,
+    "gradient": gradient,
+    "both": both,
+}

@@ -1,0 +1,134 @@
+"""Search a small network for x4 super-resolution under a budget, distil it from Real-ESRGAN, store it in 8 bits.
+
+    pip install spandrel
+    python examples/search_sr.py --teacher realesrgan-x4plus-anime.safetensors --data datasets/sr
+
+Reads weights of Real-ESRGAN as spandrel does: the network of 6 blocks is realesrgan-x4plus-anime, that of 23 blocks,
+the architecture of ESRGAN, realesrgan-x4plus. The folder of data holds train_lr/*.png to train on; set5 and set14 hold
+pairs N_HR.png, N_LR.png. The teacher runs once on the crops to train on, and its outputs are kept in the folder of
+results, as is all else that a killed run goes on from.
+
+Rows of the table: bicubic; the teacher; for each seed the searched network, the same in 8 bits, the network with one
+width and "residual" everywhere that costs no less, and a random one in the band of the budget, all trained alike; and
+with --small the network that Real-ESRGAN ships as its small one. PSNR to the teacher is over RGB, on crops of images
+that training has not seen; Y-PSNR is to the true images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from repair_sr import HELD_OUT, Bicubic, Crops, image, load_network, psnr, y_psnr
+from torch import nn
+
+from compressors import CompressedModel, Quantizer
+from compressors.common.text import versions
+from compressors.distil.costs import Costs
+from compressors.search import ArchitectureSearch, esrgan, save_report
+from compressors.search.space import Genotype
+
+CROP, LARGE = 24, 256
+
+
+def main() -> None:
+    """Search, train the baselines, quantize, measure; write a table as JSON and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", type=Path, required=True, help="safetensors file that spandrel recognises")
+    parser.add_argument("--small", type=Path, help="weights of a network to stand beside, such as realesr-animevideov3")
+    parser.add_argument("--data", type=Path, default=Path("datasets/sr"), help="folder of train_lr, set5 and set14")
+    parser.add_argument("--output", type=Path, default=Path("output/search-sr"), help="folder for the results")
+    parser.add_argument("--width", type=int, default=32, help="largest width of the space; 64 is AGD's; default 32")
+    parser.add_argument("--cells", type=int, default=2, help="cells of four layers; AGD has 5 of 5; default 2")
+    parser.add_argument("--budget", type=float, default=26, help="10^9 multiply-accumulates at 256 x 256; default 26")
+    parser.add_argument("--crops", type=int, default=384, help="crops of 24 x 24 to train on; default 384")
+    parser.add_argument("--steps", type=int, default=400, help="of every network that is measured; default 400")
+    parser.add_argument("--seeds", type=int, default=2, help="searches; default 2")
+    parser.add_argument("--sets", nargs="*", default=["set5", "set14"], help="sets with true images; default both")
+    parser.add_argument("--quick", action="store_true", help="a narrower space, one seed, 20 steps, set5 alone")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        vars(arguments).update(width=16, budget=7, crops=48, steps=20, seeds=1, sets=["set5"])
+    arguments.output.mkdir(parents=True, exist_ok=True)
+
+    teacher = load_network(arguments.teacher)
+    images = [image(path) for path in sorted((arguments.data / "train_lr").glob("*.png"))]
+    (crops,) = Crops(images[:-HELD_OUT], CROP)(arguments.crops, torch.Generator().manual_seed(0))
+    (held_out,) = Crops(images[-HELD_OUT:], CROP)(32, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        target = teacher(held_out)
+    space = esrgan(arguments.cells, 4, arguments.width)
+    # Convolutions at one size each: the cost goes with the area.
+    budget = int(arguments.budget * 1e9 * CROP**2 / LARGE**2)
+    rows: list[dict[str, Any]] = []
+
+    def measure(label: str, model: nn.Module, seed: int, cpu: float, stored: CompressedModel | None) -> None:
+        costs = Costs.of(model, (held_out[:1],)) if label != "bicubic" else Costs(0, 0, 0, 0.0)
+        with torch.no_grad():
+            close = psnr(model(held_out).clamp(0, 1), target.clamp(0, 1)) if label != "teacher" else None
+        size = 4 * costs.parameters
+        if stored is not None:
+            path = arguments.output / f"{label.replace(' ', '_').replace(',', '')}-{seed}.safetensors"
+            stored.save(path)
+            size = stored.report.after.bytes
+        row: dict[str, Any] = {"row": label, "seed": seed, "parameters": costs.parameters, "MB": size / 1e6}
+        row |= {"GMACs at 256 x 256": costs.macs * LARGE**2 / CROP**2 / 1e9, "ms": 1000 * costs.seconds}
+        row |= {"PSNR to teacher": close, "CPU seconds": round(cpu)}
+        row |= {f"Y-PSNR {name}": y_psnr(model, arguments.data / name) for name in arguments.sets}
+        rows.append(row)
+        print({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
+
+    def train(seed: int, genotype: Genotype | None, folder: Path) -> tuple[CompressedModel, float]:
+        folder.mkdir(exist_ok=True)
+        start = time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = ArchitectureSearch(
+                space,
+                budget,
+                crops,
+                arguments.steps,
+                seed,
+                search_steps=arguments.steps,
+                trials=4,
+                batch_size=8,
+                held_out=16,
+                rate=1e-3,
+                genotype=genotype,
+                folder=folder,
+            ).compress(teacher, (crops[:1],))
+        return found, time.process_time() - start
+
+    measure("bicubic", Bicubic(), 0, 0, None)
+    measure("teacher", teacher, 0, 0, None)
+    if arguments.small is not None:
+        measure("small Real-ESRGAN", load_network(arguments.small), 0, 0, None)
+    size = (CROP, CROP)
+    for seed in range(1, arguments.seeds + 1):
+        ways: dict[str, Genotype | None] = {
+            "searched": None,
+            "uniform": space.uniform_at(budget, "residual", size),
+            "random": space.sample(random.Random(seed), size, (0.92 * budget, budget)),
+        }
+        for label, genotype in ways.items():
+            found, cpu = train(seed, genotype, arguments.output / f"{label}-{seed}")
+            measure(label, found.model, seed, cpu, found)
+            if genotype is None:
+                save_report(found, teacher, (held_out[:1],), arguments.output / f"{label}-{seed}")
+                small = Quantizer(8, act_bits=8).compress(found, (crops[:1],), calibration=[(crops[:32],)])
+                measure("searched, 8 bits", small.model, seed, 0, small)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    for name in ("teacher", "small", "data", "output"):
+        settings[name] = Path(settings[name]).name if settings[name] else None
+    content = {"settings": settings, "versions": versions(), "rows": rows}
+    (arguments.output / "results.json").write_text(json.dumps(content, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Search for widths: any generator, pruned layer by layer under a budget and repaired."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from generators import FAMILIES, LATENT
+from models import resnet_generator
+from torch import Tensor, nn
+
+from compressors import ChannelPruner, CompressedModel, CompressionError, NothingCompressed, Pipeline, Quantizer
+from compressors.common.measure import count_macs
+from compressors.search import WidthSearch, search_widths
+
+FEW: dict[str, Any] = {
+    "steps": 4,
+    "batch_size": 4,
+    "held_out": 8,
+    "trials": 2,
+    "progress": False,
+    "population": 4,
+    "generations": 2,
+}
+
+
+def latents(n: int, random: torch.Generator) -> tuple[Tensor, ...]:
+    return (torch.randn(n, LATENT, generator=random),)
+
+
+def images(n: int, random: torch.Generator) -> tuple[Tensor, ...]:
+    return (torch.rand(n, 3, 16, 16, generator=random) * 2 - 1,)
+
+
+def dcgan() -> nn.Module:
+    return FAMILIES[0].build(0)
+
+
+def translator() -> nn.Module:
+    torch.manual_seed(0)
+    return resnet_generator(4, 1)
+
+
+@pytest.mark.parametrize(("build", "draw"), [(dcgan, latents), (translator, images)], ids=["dcgan", "translator"])
+def test_a_share_of_the_cost_is_met_and_filled(build: Any, draw: Any, tmp_path: Path) -> None:
+    model = build()
+    budget = int(0.3 * count_macs(model, draw(1, torch.Generator()))[""])
+    found = search_widths(model, 0.3, draw, **FEW)
+    step = found.recipe.steps[-1]
+    assert 0.9 * budget <= step["macs"] == found.report.after.macs <= budget
+    assert [step["compressor"] for step in found.recipe.steps] == ["WidthSearch"]
+    assert "distill 4: loss" in found.report.notes[-1]
+    found.save(tmp_path / "small.safetensors")
+    again = search_widths(model, 0.3, draw, **FEW)
+    inputs = draw(2, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = found.model(*inputs)
+        assert torch.equal(CompressedModel.load(tmp_path / "small.safetensors", build).model(*inputs), expected)
+        assert torch.equal(again.model(*inputs), expected)
+
+
+def test_it_is_a_stage_before_quantization() -> None:
+    search = WidthSearch(0.5, latents, **FEW)
+    found = Pipeline(search, Quantizer(8)).compress(dcgan(), latents(4, torch.Generator()))
+    assert found.report.after.bytes < 0.3 * found.report.before.bytes
+
+
+def test_a_budget_below_one_channel_everywhere_is_refused_with_the_least_that_can_be() -> None:
+    with pytest.raises(CompressionError, match="one channel in each group"):
+        search_widths(dcgan(), 10, latents, **FEW)
+
+
+def test_a_model_without_removable_channels_is_named() -> None:
+    with pytest.raises(NothingCompressed, match="can lose channels"):
+        search_widths(nn.Conv2d(3, 3, 3, padding=1), 0.5, images, **FEW)
+
+
+def test_channels_can_be_pruned_by_layer() -> None:
+    model = nn.Sequential(nn.Linear(LATENT, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    found = ChannelPruner({"0": 0.25, "2": 0.5}).compress(model, latents(2, torch.Generator()))
+    assert [layer.out_features for layer in found.model if isinstance(layer, nn.Linear)] == [6, 4, 3]
+    assert found.report.name == "prune by layer"
+    with pytest.raises(CompressionError, match="matches no layer"):
+        ChannelPruner({"9": 0.25}).compress(model, latents(2, torch.Generator()))
+    with pytest.raises(CompressionError, match="one ratio for all layers"):
+        ChannelPruner({"0": 0.25}, scope="global")
