@@ -73,8 +73,9 @@ CONFIG = LSHConfig(num_tables=8, neighborhood=2)
 @DIMENSIONS
 def test_sets_of_one_distribution_score_one(measure, dimension):
     results = [measure(normal(1000, dimension, s), normal(1000, dimension, s + 50)) for s in range(6)]
-    assert np.mean([r.precision_unclipped for r in results]) == pytest.approx(1, abs=0.06)
-    assert np.mean([r.recall_unclipped for r in results]) == pytest.approx(1, abs=0.06)
+    # The mean of twelve has an error of .01 to .02; on a line neighbours taken for near copies add .02 to .04.
+    values = [value for r in results for value in (r.precision_unclipped, r.recall_unclipped)]
+    assert np.mean(values) == pytest.approx(1, abs=0.06 if dimension == 1 else 0.04)
     assert all(r.precision <= 1 and r.recall <= 1 for r in results)
 
 
@@ -95,16 +96,17 @@ def test_sets_far_apart_score_zero(measure, dimension):
 
 @METRICS
 def test_mode_collapse_keeps_precision_and_loses_recall(measure):
-    rng = np.random.default_rng(0)
-    modes = 4 * rng.standard_normal((10, 16))
-    real = modes[rng.integers(10, size=2000)] + rng.standard_normal((2000, 16))
-    collapsed = modes[rng.integers(2, size=2000)] + rng.standard_normal((2000, 16))
-    result = measure(collapsed, real)
-    assert result.precision > 0.85
-    assert result.recall == pytest.approx(0.2, abs=0.07)
-    swapped = measure(real, collapsed)
-    assert swapped.precision == pytest.approx(0.2, abs=0.07)
-    assert swapped.recall > 0.8
+    values = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        modes = 4 * rng.standard_normal((10, 16))
+        real = modes[rng.integers(10, size=2000)] + rng.standard_normal((2000, 16))
+        collapsed = modes[rng.integers(2, size=2000)] + rng.standard_normal((2000, 16))
+        result, swapped = measure(collapsed, real), measure(real, collapsed)
+        assert swapped.precision_unclipped == pytest.approx(result.recall_unclipped, abs=0.02)
+        assert swapped.recall_unclipped == pytest.approx(result.precision_unclipped, abs=0.02)
+        values.append((result.precision_unclipped, result.recall))
+    np.testing.assert_allclose(np.mean(values, axis=0), [1, 0.2], atol=[0.07, 0.03])
 
 
 @METRICS
@@ -125,11 +127,15 @@ def test_one_outlier_moves_nothing(measure, dimension, side, shift, move):
 @DIMENSIONS
 @pytest.mark.parametrize("side", ["generated", "real"])
 def test_one_outlier_beyond_the_other_set_moves_nothing(measure, dimension, side):
-    generated, real = normal(1000, dimension, 1, shift=6.0), normal(1000, dimension, 2)
-    {"generated": generated, "real": real}[side][0] = {"generated": -3, "real": 9}[side]
-    result = measure(generated, real)
-    assert result.precision <= 0.02
-    assert result.recall <= 0.02
+    """It would vouch for all that lies between it and its own set."""
+    values = []
+    for seed in range(6):
+        generated, real = normal(1000, dimension, 2 * seed, shift=6.0), normal(1000, dimension, 2 * seed + 1)
+        {"generated": generated, "real": real}[side][0] = {"generated": -3, "real": 9}[side]
+        result = measure(generated, real)
+        values.append((result.precision, result.recall))
+    assert np.mean(values, axis=0).max() <= 0.01
+    assert np.max(values) <= 0.03
 
 
 @METRICS
@@ -184,6 +190,7 @@ def test_lowest_memberships_are_the_outliers(measure):
     generated = normal(500, 16, 1)
     generated[:20] += 10
     result = measure(generated, normal(500, 16, 2))
+    # Out of reach, as up to a sixth of a set may be by lsh_knn: in the middle of these.
     assert result.precision_memberships[:20].max() < 0.1
     assert result.precision_memberships[20:].mean() == pytest.approx(0.5, abs=0.05)
     assert result.precision_memberships.shape == result.recall_memberships.shape == (500,)
@@ -282,7 +289,7 @@ def test_rows_with_a_near_copy_change_little_and_are_reported(measure, share, si
         with pytest.warns(UserWarning, match=f"of the {name} samples nearly repeat another one"):
             result = measure(*sides)
         values.append((result.precision_unclipped, result.recall_unclipped))
-        assert result.protocol[f"near_copies_{name}"] == pytest.approx(share / (1 + share), abs=0.05)
+        assert result.protocol[f"near_copies_{name}"] == pytest.approx(share / (1 + share), abs=0.03)
     np.testing.assert_allclose(np.mean(values, axis=0), 1, atol=0.08)
 
 
@@ -369,6 +376,15 @@ def test_order_of_samples_changes_nothing_but_the_order_of_memberships(measure):
     assert numbers(first) == numbers(second)
     assert torch.equal(first.precision_memberships[order], second.precision_memberships)
     assert torch.equal(first.recall_memberships.flip(0), second.recall_memberships)
+
+
+@METRICS
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dimension", [3, 300])
+def test_a_gpu_gives_the_same_numbers(measure, dimension):
+    sides = [torch.from_numpy(normal(900, dimension, seed)) for seed in (1, 2)]
+    on_cpu, on_gpu = measure(*sides), measure(*(side.cuda() for side in sides))
+    assert numbers(on_gpu) == pytest.approx(numbers(on_cpu), rel=1e-12)
 
 
 def test_other_processes_give_the_same_numbers():

@@ -61,7 +61,6 @@ OUR_SOURCE = digest_of_metrics()
 def _ours(name: str, title: tuple[str, str], function: Callable[..., PrecisionRecall]) -> Metric:
     def measure(generated: Tensor, real: Tensor, seed: int) -> Measurement:
         result = function(generated, real, LSHConfig(seed=seed))
-        numbers = result.to_dict()
         return Measurement(
             result.precision,
             result.recall,
@@ -69,8 +68,8 @@ def _ours(name: str, title: tuple[str, str], function: Callable[..., PrecisionRe
             result.interval("recall"),
             result.precision_stderr,
             result.recall_stderr,
-            numbers.get(f"{name}_precision_unclipped", result.precision),
-            numbers.get(f"{name}_recall_unclipped", result.recall),
+            result.precision_unclipped,
+            result.recall_unclipped,
         )
 
     return Metric(name, title, measure, OUR_SOURCE, ours=True)

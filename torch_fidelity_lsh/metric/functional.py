@@ -269,11 +269,9 @@ def measure(
     coordinates = Coordinates.fit(reduced[1].values)
     _refuse_lost_variation(coordinates, reduced[1])
     # Powers of two change no digit, and so not the order.
-    exponent = -int(reduced[1].values.abs().max().frexp().exponent)
+    exponent = -reduced[1].values.abs().max().frexp().exponent
     members = [
-        Members.of(
-            each.values, content_hash(torch.ldexp(first.values, torch.tensor(exponent))), FEWEST_ROWS, config.seed
-        )
+        Members.of(each.values, content_hash(torch.ldexp(first.values, exponent)), FEWEST_ROWS, config.seed)
         for each, first in zip(reduced, (in_order_of or reduced[0], reduced[1]), strict=True)
     ]
     num_anchors = min(NUM_ANCHORS, *(len(each.values) // SHARE_OF_ANCHORS for each in members))
