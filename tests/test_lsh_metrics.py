@@ -106,7 +106,9 @@ def test_mode_collapse_keeps_precision_and_loses_recall(measure):
         assert swapped.precision_unclipped == pytest.approx(result.recall_unclipped, abs=0.02)
         assert swapped.recall_unclipped == pytest.approx(result.precision_unclipped, abs=0.02)
         values.append((result.precision_unclipped, result.recall))
-    np.testing.assert_allclose(np.mean(values, axis=0), [1, 0.2], atol=[0.07, 0.03])
+    precision, recall = np.mean(values, axis=0)
+    assert precision == pytest.approx(1, abs=0.07)
+    assert recall == pytest.approx(0.2, abs=0.03)
 
 
 @METRICS
