@@ -187,7 +187,7 @@ def test_rows_are_compared_with_the_uncompressed_model_in_pairs(study, real, gen
         change = quantized.change(reference, PRECISION_RECALL["lsh"][0])
         assert change.value == pytest.approx(after - before, abs=0.3)  # Pairs share folds, which moves single values.
         assert change.low <= change.value <= change.high
-        assert f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] {change.word}" in str(table)
+        assert f"{change.value:+.2f} [{change.low:+.2f}, {change.high:+.2f}] {change.word}" in str(table)
 
 
 def test_the_uncompressed_model_is_compared_with_in_a_later_run_too(study, tiny, tmp_path):

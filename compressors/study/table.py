@@ -37,7 +37,7 @@ class Change(NamedTuple):
     word: str
 
     def __str__(self) -> str:
-        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}] {self.word}"
+        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}] {self.word}"
 
 
 @dataclass(frozen=True)
@@ -243,8 +243,9 @@ def _scored(row: Row, reference: str, score: Score) -> str:
     found = row.estimate(reference, score)
     if found is None:
         return ""
-    interval = f" [{found.low:.3f}, {found.high:.3f}]" if score.has_interval else ""
-    return f"{found.value:.4g}" if score in DISTANCES else f"{found.value:.3f}{interval}"
+    if score in DISTANCES:
+        return f"{found.value:.4g}"
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if score.has_interval else f"{found.value:.2f}"
 
 
 def _number(value: float | None, form: str) -> str:
