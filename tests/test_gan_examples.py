@@ -148,7 +148,7 @@ def test_the_study_repairs_what_it_quantizes_and_takes_files_of_generators(gans,
 
     subject = paper_study.trained(EXAMPLES / "assets" / "digits_dcgan.safetensors", tmp_path)
     assert (subject.name, subject.images.shape) == ("digits_dcgan", (1797, 1, 32, 32))
-    ways = paper_study.compressors(2, subject.draw)
+    ways = paper_study.compressors(2, (4, 3, 2), subject.draw)
     assert list(ways)[:4] == ["mse W8", "mse W6", "mse W5", "mse W4"]
     assert [label for label in ways if "repaired" in label] == [f"mse W{bits}, repaired" for bits in (4, 3, 2)]
     assert len(ways) == 2 * 6 + 3
