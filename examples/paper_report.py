@@ -107,9 +107,8 @@ def _found(value: Found | None) -> Found:
 
 
 def _shown(found: Estimate) -> str:
-    digits = 3 if abs(found.value) < 10 else 1
-    interval = f" [{found.low:.3f}, {found.high:.3f}]" if found.low < found.high else ""
-    return f"{found.value:.{digits}f}{interval}"
+    interval = f" [{found.low:.2f}, {found.high:.2f}]" if found.low < found.high else ""
+    return f"{found.value:.2f}{interval}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ DCGAN of faces of the package gan_face_generate, which is compared with its own 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,6 @@ STAGES = (
     ("max", True),
     ("percentile", True),
 )
-REPAIRED = (4, 3, 2)  # bits, of the first stage
 STEPS = 300  # of repair
 
 
@@ -71,19 +71,19 @@ def faces(weights: Path) -> Subject:
     return Subject("face_dcgan", load_dcgan(weights, face_dcgan()), draw, None)
 
 
-def compressors(stages: int, draw: Draw) -> dict[str, Compressor]:
-    """Return the compressors of the first stages by label, such as "mse W4A4"."""
+def compressors(stages: int, repaired: Sequence[int], draw: Draw) -> dict[str, Compressor]:
+    """Return the compressors of the first stages by label, such as "mse W4A4"; `repaired`: bits of the first stage."""
     found: dict[str, Compressor] = {}
     for stage, (clip, activations) in enumerate(STAGES[:stages]):
         for bits in BITS:
             label = f"{clip} W{bits}" + (f"A{bits}" if activations else "")
             found[label] = Quantizer(bits, bits if activations else None, clip=clip)
-            if not stage and bits in REPAIRED:
+            if not stage and bits in repaired:
                 found[f"{label}, repaired"] = Pipeline(found[label], Distiller(draw, STEPS))
     return found
 
 
-def study(subject: Subject, stages: int, samples: int, output: Path) -> None:
+def study(subject: Subject, stages: int, repaired: Sequence[int], samples: int, output: Path) -> None:
     """Measure the first stages on a generator."""
     images = None if subject.images is None else subject.images[:samples]
     settings = StudySettings(
@@ -94,7 +94,7 @@ def study(subject: Subject, stages: int, samples: int, output: Path) -> None:
         feature_extractor="efficientnet-lite0",
         keep_features=True,
     )
-    ways = compressors(stages, subject.draw)
+    ways = compressors(stages, repaired, subject.draw)
     run_study(subject.generator, subject.draw, ways, images, output / subject.name, settings)
 
 
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/paper"), help="folder for the results")
     parser.add_argument("--samples", type=int, default=5000, help="images of each side; emoji are 3,786")
     parser.add_argument("--stages", type=int, default=len(STAGES), help="ranges and kinds to go through; default: all")
+    parser.add_argument("--repaired", type=int, nargs="*", default=(4, 3, 2), help="bits that are also repaired")
     parser.add_argument("--quick", action="store_true", help="stage one with 200 images, to see that it works")
     arguments = parser.parse_args()
     subjects = [trained(path, arguments.data_root) for path in arguments.generators]
@@ -116,7 +117,7 @@ def main() -> None:
     stages, samples = (1, 200) if arguments.quick else (arguments.stages, arguments.samples)
     for stage in range(1, stages + 1):
         for subject in subjects:
-            study(subject, stage, samples, arguments.output)
+            study(subject, stage, arguments.repaired, samples, arguments.output)
 
 
 if __name__ == "__main__":

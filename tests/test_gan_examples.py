@@ -138,8 +138,8 @@ def test_the_report_says_what_fell(gans, tmp_path, monkeypatch, words, said):
     monkeypatch.setattr("sys.argv", ["", "--study", str(study.parent), "--output", str(output.parent)])
     paper_report.main()
     page = (output.parent / "tables.md").read_text()
-    assert "| gan | 10 | 40 | 5.000 | 0.700 [0.600, 0.750] |" in page
-    assert f"| mse W4 | 1 | 5.0 | -0.100 [-0.150, -0.050] {words[0]} | -0.100 [-0.150, -0.050] {words[1]} |" in page
+    assert "| gan | 10 | 40 | 5.00 | 0.70 [0.60, 0.75] |" in page
+    assert f"| mse W4 | 1 | 5.0 | -0.10 [-0.15, -0.05] {words[0]} | -0.10 [-0.15, -0.05] {words[1]} |" in page
     assert (output / "real.png").is_file()
 
 
@@ -148,7 +148,7 @@ def test_the_study_repairs_what_it_quantizes_and_takes_files_of_generators(gans,
 
     subject = paper_study.trained(EXAMPLES / "assets" / "digits_dcgan.safetensors", tmp_path)
     assert (subject.name, subject.images.shape) == ("digits_dcgan", (1797, 1, 32, 32))
-    ways = paper_study.compressors(2, subject.draw)
+    ways = paper_study.compressors(2, (4, 3, 2), subject.draw)
     assert list(ways)[:4] == ["mse W8", "mse W6", "mse W5", "mse W4"]
     assert [label for label in ways if "repaired" in label] == [f"mse W{bits}, repaired" for bits in (4, 3, 2)]
     assert len(ways) == 2 * 6 + 3

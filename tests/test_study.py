@@ -16,7 +16,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from compressors import ChannelPruner, CompressionError, ContractBroken, Pipeline, Quantizer
 from compressors.sparse import MaskSet, hand_over, prune_by_magnitude
 from compressors.study import StudySettings, extract_features, measure_generator, run_study
-from compressors.study.table import PRECISION_RECALL, Table
+from compressors.study.table import PRECISION_RECALL, Row, Table
 
 SETTINGS = StudySettings(
     samples=40,
@@ -187,7 +187,14 @@ def test_rows_are_compared_with_the_uncompressed_model_in_pairs(study, real, gen
         change = quantized.change(reference, PRECISION_RECALL["lsh"][0])
         assert change.value == pytest.approx(after - before, abs=0.3)  # Pairs share folds, which moves single values.
         assert change.low <= change.value <= change.high
-        assert f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] {change.word}" in str(table)
+        assert f"{change.value:+.2f} [{change.low:+.2f}, {change.high:+.2f}] {change.word}" in str(table)
+
+
+def test_a_change_is_shown_within_its_interval():
+    change = {"value": -1.02, "ci_low": -1, "ci_high": -0.9, "word": "loses"}
+    row = Row("W2", changes={"real": {"lsh_recall": change}})
+    assert str(row.change("real", PRECISION_RECALL["lsh"][1])) == "-1.00 [-1.00, -0.90] loses"
+    assert row.change("teacher", PRECISION_RECALL["lsh"][1]) is None
 
 
 def test_the_uncompressed_model_is_compared_with_in_a_later_run_too(study, tiny, tmp_path):

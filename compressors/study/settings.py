@@ -31,8 +31,9 @@ class StudySettings:
         calibration: samples shown to compressors that need calibration, default 256, from latents of their own.
         seed: of latents and metrics.
         options: further keywords of the fidelity call, such as ``{"lsh_num_tables": 32}``.
-        keep_features: keep the features of each row, 4 bytes x D per sample, in the folder of the study: other metrics
-            or options then cost no generating and no extracting. Default False.
+        keep_features: keep the features of each row, 4 bytes x D per sample, in the folder of the study, as those of
+            the references and of the uncompressed model always are: other metrics or options then cost no generating
+            and no extracting. Default False.
 
     Raises:
         CompressionError: a value is not one of these.

@@ -37,7 +37,7 @@ class Change(NamedTuple):
     word: str
 
     def __str__(self) -> str:
-        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}] {self.word}"
+        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}] {self.word}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,11 @@ class Row:
     def change(self, reference: str, score: Score) -> Change | None:
         """Return how a score differs from that of the uncompressed model; None if that was not measured."""
         found = self.changes.get(reference, {}).get(score.key)
-        return None if found is None else Change(found["value"], found["ci_low"], found["ci_high"], found["word"])
+        if found is None:
+            return None
+        low, high = found["ci_low"], found["ci_high"]
+        # The value is of scores before they are clipped, the interval lies within [-1, 1].
+        return Change(min(max(found["value"], low), high), low, high, found["word"])
 
 
 @dataclass(frozen=True)
@@ -243,8 +247,9 @@ def _scored(row: Row, reference: str, score: Score) -> str:
     found = row.estimate(reference, score)
     if found is None:
         return ""
-    interval = f" [{found.low:.3f}, {found.high:.3f}]" if score.has_interval else ""
-    return f"{found.value:.4g}" if score in DISTANCES else f"{found.value:.3f}{interval}"
+    if score in DISTANCES:
+        return f"{found.value:.4g}"
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if score.has_interval else f"{found.value:.2f}"
 
 
 def _number(value: float | None, form: str) -> str:
