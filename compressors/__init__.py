@@ -8,7 +8,8 @@
 (771, 387)
 
 `compressors.study` measures what this costs in quality and diversity, in one table; `compressors.sparse` trains
-sparse GANs. A compressor of one's own derives from `compressors.core.stage.Stage`, or has what `Compressor` asks for.
+sparse GANs, `compressors.search` finds smaller architectures. A compressor of one's own derives from
+`compressors.core.stage.Stage`, or has what `Compressor` asks for.
 
 Both backends see weights in standard layers only. A generator that computes its weights in `forward`, as StyleGAN2's
 modulated convolution does, is refused with the list of what is not covered. The way through is a twin of the layer that

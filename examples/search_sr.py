@@ -44,17 +44,17 @@ def main() -> None:
     parser.add_argument("--small", type=Path, help="weights of a network to stand beside, such as realesr-animevideov3")
     parser.add_argument("--data", type=Path, default=Path("datasets/sr"), help="folder of train_lr, set5 and set14")
     parser.add_argument("--output", type=Path, default=Path("output/search-sr"), help="folder for the results")
-    parser.add_argument("--width", type=int, default=32, help="largest width of the space; 64 is AGD's; default 32")
+    parser.add_argument("--width", type=int, default=16, help="largest width of the space; 64 is AGD's; default 16")
     parser.add_argument("--cells", type=int, default=2, help="cells of four layers; AGD has 5 of 5; default 2")
-    parser.add_argument("--budget", type=float, default=26, help="10^9 multiply-accumulates at 256 x 256; default 26")
-    parser.add_argument("--crops", type=int, default=384, help="crops of 24 x 24 to train on; default 384")
-    parser.add_argument("--steps", type=int, default=400, help="of every network that is measured; default 400")
+    parser.add_argument("--budget", type=float, default=7, help="10^9 multiply-accumulates at 256 x 256; default 7")
+    parser.add_argument("--crops", type=int, default=256, help="crops of 24 x 24 to train on; default 256")
+    parser.add_argument("--steps", type=int, default=300, help="of every network that is measured; default 300")
     parser.add_argument("--seeds", type=int, default=2, help="searches; default 2")
     parser.add_argument("--sets", nargs="*", default=["set5", "set14"], help="sets with true images; default both")
-    parser.add_argument("--quick", action="store_true", help="a narrower space, one seed, 20 steps, set5 alone")
+    parser.add_argument("--quick", action="store_true", help="one seed, 48 crops, 20 steps, set5 alone")
     arguments = parser.parse_args()
     if arguments.quick:
-        vars(arguments).update(width=16, budget=7, crops=48, steps=20, seeds=1, sets=["set5"])
+        vars(arguments).update(crops=48, steps=20, seeds=1, sets=["set5"])
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     teacher = load_network(arguments.teacher)
@@ -63,7 +63,7 @@ def main() -> None:
     (held_out,) = Crops(images[-HELD_OUT:], CROP)(32, torch.Generator().manual_seed(1))
     with torch.no_grad():
         target = teacher(held_out)
-    space = esrgan(arguments.cells, 4, arguments.width)
+    space = esrgan(arguments.cells, 4, arguments.width, input_skip=True)
     # Convolutions at one size each: the cost goes with the area.
     budget = int(arguments.budget * 1e9 * CROP**2 / LARGE**2)
     rows: list[dict[str, Any]] = []
@@ -97,6 +97,8 @@ def main() -> None:
                 seed,
                 search_steps=arguments.steps,
                 trials=4,
+                population=12,
+                generations=6,
                 batch_size=8,
                 held_out=16,
                 rate=1e-3,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import random
-import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -379,7 +377,7 @@ def test_ctrl_c_keeps_the_best_network_so_far(after: int) -> None:
     def interrupting(n: int, random: torch.Generator) -> tuple[Tensor, ...]:
         left[0] -= 1
         if not left[0]:
-            os.kill(os.getpid(), signal.SIGINT)
+            raise KeyboardInterrupt
         return draw(n, random)
 
     with pytest.warns(UserWarning, match="interrupted"):

@@ -49,6 +49,7 @@ def test_a_share_of_the_cost_is_met_and_filled(build: Any, draw: Any, tmp_path: 
     budget = int(0.3 * count_macs(model, draw(1, torch.Generator()))[""])
     found = search_widths(model, 0.3, draw, **FEW)
     step = found.recipe.steps[-1]
+    # A channel of the DCGAN, which has two groups, is up to 9 % of the budget.
     assert 0.9 * budget <= step["macs"] == found.report.after.macs <= budget
     assert [step["compressor"] for step in found.recipe.steps] == ["WidthSearch"]
     assert "distill 4: loss" in found.report.notes[-1]

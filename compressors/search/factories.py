@@ -22,7 +22,7 @@ def cyclegan(body: int = 9, width: int = 64) -> SearchSpace:
     return SearchSpace((*stem, *(Layer(4 * width) for _ in range(body)), *header, image))
 
 
-def esrgan(cells: int = 5, per_cell: int = 5, width: int = 64, scale: int = 4) -> SearchSpace:
+def esrgan(cells: int = 5, per_cell: int = 5, width: int = 64, scale: int = 4, input_skip: bool = False) -> SearchSpace:
     """Return AGD's space for super-resolution: `cells` of layers at low resolution, then a fixed head.
 
     Images 0 to 1, no norm. Of the head all is fixed: at the default width its 91.3 G multiply-accumulates for a 256 x
@@ -33,6 +33,8 @@ def esrgan(cells: int = 5, per_cell: int = 5, width: int = 64, scale: int = 4) -
         per_cell: layers of a cell; default 5.
         width: of all layers; default 64.
         scale: 2 or 4, the enlargement; default 4.
+        input_skip: learn the difference from the input enlarged bilinearly, which takes far fewer steps; outputs are
+            then not bounded. Default False, as AGD.
     """
 
     def fixed(channels: int, operator: str = "conv", stride: int = 1, activation: str = "none") -> Layer:
@@ -43,7 +45,13 @@ def esrgan(cells: int = 5, per_cell: int = 5, width: int = 64, scale: int = 4) -
     ups = [fixed(width, "upconv", 2, "leaky_relu") for _ in range({2: 1, 4: 2}[scale])]
     layers = (fixed(width), *body, fixed(width), *ups, fixed(width, activation="leaky_relu"), fixed(3))
     skips = [Skip(1 + n * per_cell, (n + 1) * per_cell, 0.2) for n in range(cells)]
-    return SearchSpace(layers, norm=None, skips=(Skip(1, len(body) + 1), *skips), output="half_tanh")
+    return SearchSpace(
+        layers,
+        norm=None,
+        skips=(Skip(1, len(body) + 1), *skips),
+        output="none" if input_skip else "half_tanh",
+        input_skip=input_skip,
+    )
 
 
 def tiny(body: int = 4, width: int = 8, ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)) -> SearchSpace:

@@ -45,7 +45,7 @@ class SearchSpace:
         norm: "instance" (without parameters, default), "batch", or None.
         skips: skip connections over several layers; the layer before and the last one keep one width, which is equal.
         output: "tanh" (default), "sigmoid", "half_tanh" or "none".
-        input_skip: add the input before `output`; default False.
+        input_skip: add the input, enlarged bilinearly where outputs are larger, before `output`; default False.
         divisor: widths are rounded to multiples of this; default 8.
         min_width: the smallest width; default 3.
 

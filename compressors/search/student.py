@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from compressors.errors import CompressionError
 
@@ -35,7 +36,7 @@ class Chain:
     Attributes:
         skips: skip connections over several layers, one inside the other or apart.
         output: what makes images, see `OUTPUTS`.
-        input_skip: add the input to what the last layer gives.
+        input_skip: add the input, enlarged bilinearly where outputs are larger, to what the last layer gives.
         multiple: sides of inputs must be multiples of this.
     """
 
@@ -53,7 +54,10 @@ class Chain:
             x = apply(layer, x)
             for skip in sorted((s for s in self.skips if s.last == layer), key=lambda s: -s.first):
                 x = kept.pop(skip) + skip.scale * x
-        return OUTPUTS[self.output](x + images if self.input_skip else x)
+        if self.input_skip:
+            same = x.shape[-2:] == images.shape[-2:]
+            x = x + (images if same else functional.interpolate(images, x.shape[-2:], mode="bilinear"))
+        return OUTPUTS[self.output](x)
 
     def check_size(self, images: Tensor) -> None:
         """Raise `CompressionError` where sides of `images` are no multiples of `multiple`."""

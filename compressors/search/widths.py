@@ -34,6 +34,8 @@ Counts: TypeAlias = tuple[int, ...]
 """Channels that each group keeps."""
 
 _FEWEST = 0.125
+# A share to remove that is less than any channel's: of what can only go together, one goes.
+_ONE = 1e-6
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -198,7 +200,7 @@ class _Groups:
 
     Attributes:
         names: the first layer of each group.
-        units: the channels of each group, as many as can go one by one.
+        units: the channels of each group; what can only go together, as channels before a reshape, counts as one.
     """
 
     def __init__(
@@ -219,7 +221,7 @@ class _Groups:
             width = _width(layers[name])
             if name in known or width == 1:
                 continue
-            pruned = pruner({name: 0.5}).compress(model, inputs).model
+            pruned = pruner({name: _ONE}).compress(model, inputs).model
             after = {other: pruned.get_submodule(other) for other in layers}
             with_it = {other for other in layers if _width(after[other]) < _width(layers[other])}
             if name not in with_it:
@@ -227,10 +229,10 @@ class _Groups:
             known |= with_it
             removed = width - _width(after[name])
             self.names.append(name)
-            units.append(width)
+            units.append(width // removed)
             self.shrinking.append(
                 {
-                    other: (self.shapes[other] - np.array(module.weight.shape)) / removed
+                    other: self.shapes[other] - np.array(module.weight.shape)
                     for other, module in after.items()
                     if module.weight.shape != layers[other].weight.shape
                 }
@@ -263,7 +265,16 @@ class _Groups:
         for _ in range(30):
             middle = (low + high) / 2
             low, high = (middle, high) if self.macs(scaled(middle)) <= budget else (low, middle)
-        return scaled(low)
+        counts = scaled(low)
+        # Rounding moves several groups at once; single channels fill what that has left.
+        found: Counts | None = None
+        while found != counts:
+            found = counts
+            for place, units in enumerate(self.units):
+                wider = (*counts[:place], counts[place] + 1, *counts[place + 1 :])
+                if counts[place] < units and self.macs(wider) <= budget:
+                    counts = wider
+        return counts
 
     def mutated(self, counts: Counts, budget: int, rng: random.Random) -> Counts:
         """Return numbers of channels that fill `budget` after one to three shares have been changed."""
