@@ -79,7 +79,11 @@ def _short_warnings(program: str) -> Iterator[None]:
 
 
 def _measure(args: dict[str, Any]) -> tuple[str, int]:
-    metrics = calculate_metrics(**_call_keywords(args))
+    path, keywords = args["report"], _call_keywords(args)
+    if path:
+        from torch_fidelity_lsh.report.metrics import write_report  # of an extra
+
+    metrics = write_report(path, **keywords) if path else calculate_metrics(**keywords)
     return _as_json(metrics) if args["json"] else _as_text(metrics), 0
 
 
@@ -257,6 +261,9 @@ def _upstream_parser() -> argparse.ArgumentParser:
 
 
 def _add_registered_metrics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--report", help="file to write a page to that shows the result, ending in .html (default: None)"
+    )
     parser.add_argument(
         "--fid-statistics-file", help="file of mu and sigma that serves --fid in place of --input2 (default: None)"
     )

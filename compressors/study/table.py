@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from compressors.common.files import digest, write_json, write_text
+from compressors.common.files import check_target, digest, write_json, write_text
 from compressors.common.text import aligned
 from compressors.errors import CompressionError
 
 Status = Literal["measured", "failed", "out of memory"]
+Block: TypeAlias = tuple[str, list[tuple[str, ...]]]
+"""A title, and lines of text in cells, the header first."""
 
 _SIZES = ("bits", "act_bits", "ratio", "parameters", "macs", "bytes", "latency_ms", "sqnr_db")
 
@@ -148,15 +150,9 @@ class Table:
 
         Intervals, in brackets, are of 95 %.
         """
-        blocks = [block for reference in self.references for block in self._blocks(reference)]
-        notes = [
-            f"{row.compressor}: {row.note}"
-            if row.status == "measured"
-            else f"{row.compressor}: {row.status}: {row.note}"
-            for row in self.rows
-            if row.note
-        ]
-        return "\n\n".join([*blocks, *notes])
+        blocks = (block for reference in self.references for block in self._blocks(reference))
+        texts = ["\n".join([f"{title}:", *aligned(lines)]) for title, lines in blocks]
+        return "\n\n".join([*texts, *self._notes()])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as what JSON can hold."""
@@ -196,21 +192,48 @@ class Table:
             writer.writerow({**known, **numbers})
         write_text(path, text.getvalue())
 
-    def _blocks(self, reference: str) -> Iterator[str]:
+    def save_html(self, path: str | Path, folder: str | Path | None = None) -> None:
+        """Write a page that shows the table, the pictures, and the same latents through every row.
+
+        One HTML file with all pictures inside and no script; text in it is escaped.
+
+        Args:
+            path: file to write, ending in ``.html``.
+            folder: folder of the study, whose pictures are shown. Default: that of `path`.
+
+        Raises:
+            CompressionError: a picture cannot be read, or the file cannot be written there.
+            ImportError: jinja2 is missing; the message names the extra.
+        """
+        from compressors.study.report import write_study_page  # of an extra
+
+        target = check_target(path, ".html")
+        source = target.parent if folder is None else Path(folder)
+        tables = {reference: list(self._blocks(reference)) for reference in self.references}
+        samples = [(row.compressor, row.samples) for row in self.rows if row.samples]
+        write_study_page(target, source, tables, samples, self._notes(), self.protocol)
+
+    def _notes(self) -> list[str]:
+        return [
+            f"{row.compressor}: {row.note}"
+            if row.status == "measured"
+            else f"{row.compressor}: {row.status}: {row.note}"
+            for row in self.rows
+            if row.note
+        ]
+
+    def _blocks(self, reference: str) -> Iterator[Block]:
         shown = [score for score in SCORES if any(row.estimate(reference, score) for row in self.rows)]
         header = ("compressor", "bits", "ratio", "parameters", "MACs", "kB", "ms", *(score.title for score in shown))
-        lines = aligned([header, *(_cells(row, reference, shown) for row in self.rows)])
-        yield "\n".join([f"against {reference}:", *lines])
+        yield f"against {reference}", [header, *(_cells(row, reference, shown) for row in self.rows)]
         changed = [row for row in self.rows if row.changes]
         if changed:
             compared = [score for score in shown if changed[0].change(reference, score)]
-            lines = aligned(
-                [
-                    ("compressor", *(score.title for score in compared)),
-                    *((row.compressor, *(str(row.change(reference, score)) for score in compared)) for row in changed),
-                ]
-            )
-            yield "\n".join([f"against {reference}, changes from the uncompressed model:", *lines])
+            lines = [
+                ("compressor", *(score.title for score in compared)),
+                *((row.compressor, *(str(row.change(reference, score)) for score in compared)) for row in changed),
+            ]
+            yield f"against {reference}, changes from the uncompressed model", lines
 
 
 def _flat(row: Row) -> dict[str, float | str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -86,11 +87,28 @@ def calculate_metrics(*, distributed: bool = True, **kwargs: Any) -> dict[str, f
     if not distributed:
         with alone():
             return calculate_metrics(**kwargs)
+    return calculate_watched(lambda job, looks, plan: None, **kwargs)
+
+
+Watch = Callable[[Job, Mapping[int, Any], Plan], None]
+
+
+@default_modes()
+def calculate_watched(watch: Watch, **kwargs: Any) -> dict[str, float]:
+    """Calculate metrics as :func:`calculate_metrics`; on the first rank, show what each of them has looked at.
+
+    Args:
+        watch: Called after each metric on features with its job, what it looked at by side, and the plan of the call.
+        **kwargs: As there.
+
+    Raises:
+        ValueError: As there.
+    """
     plan = _agreed_plan("calculate_metrics", kwargs)
     results: dict[str, float] = {}
     # The last go first: registered metrics check their features and should refuse bad ones before the slow rest.
     for extractor in reversed(dict.fromkeys(job.extractor for job in plan.jobs)):
-        results = {**_run_group([job for job in plan.jobs if job.extractor == extractor], plan), **results}
+        results = {**_run_group([job for job in plan.jobs if job.extractor == extractor], plan, watch), **results}
     results = {**on_first(lambda: _delegate(plan)), **results}
     _refuse_non_finite(results, plan)
     return results
@@ -188,7 +206,7 @@ def _agreed_plan(function: str, kwargs: dict[str, Any]) -> Plan:
     return plan
 
 
-def _run_group(jobs: list[Job], plan: Plan) -> dict[str, float]:
+def _run_group(jobs: list[Job], plan: Plan, watch: Watch) -> dict[str, float]:
     """Run the metrics that share an extractor, extracting their layers once from each input."""
     call = {**plan.call, "feature_extractor": jobs[0].extractor}
     sides = sides_of(job.metric for job in jobs)
@@ -200,6 +218,7 @@ def _run_group(jobs: list[Job], plan: Plan) -> dict[str, float]:
         results: dict[str, float] = {}
         for job in reversed(jobs):
             results = {**_run_job(job, features, call), **results}
+            watch(job, {side: looks[job] for side, looks in features.items() if job in looks}, plan)
         return results
 
     return on_first(run)

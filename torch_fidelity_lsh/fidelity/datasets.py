@@ -56,14 +56,14 @@ class DatasetSamples:
 
     def look(self, only_rgb: bool) -> None:
         """Read the first item."""
-        _check_item(self._item(0), only_rgb, self.argument)
+        _check_item(self.item(0), only_rgb, self.argument)
 
     def identity(self, items: int) -> str:
         """Return class and length of the data set, with a digest of some items."""
         count = self.count()
         digest = hashlib.sha256(f"{type(self._dataset).__qualname__} {count}".encode())
         for index in _spread(count, items):
-            digest.update(digest_of({"item": self._item(index)}).encode())
+            digest.update(digest_of({"item": self.item(index)}).encode())
         return f"data set of {count} samples, {digest.hexdigest()[:16]}"
 
     def batches(self, rank: int = 0, size: int = 1) -> Iterator[torch.Tensor]:
@@ -102,7 +102,8 @@ class DatasetSamples:
             ) from error
 
     @default_modes()  # Looking moves no random state, on which augmentations of a data set may depend.
-    def _item(self, index: int) -> Any:
+    def item(self, index: int) -> Any:
+        """Return one item."""
         item = _Batches(self._dataset, self.count(), 1).item(index)
         if isinstance(item, _Failure):
             raise ValueError(f"{self.argument}: {item.message}") from _InWorkerError(item.trace)
@@ -114,20 +115,20 @@ class FolderSamples(DatasetSamples):
 
     def __init__(self, argument: str, folder: str, files: list[str], call: Mapping[str, Any]) -> None:
         super().__init__(argument, ImageFolder(files, call["samples_resize_and_crop"]), call)
-        self._folder, self._files = Path(folder).resolve(), files
+        self._folder, self.files = Path(folder).resolve(), files
 
     def identity(self, items: int) -> str:
         """Return a digest of names, sizes and the contents of some files; of times too where few are read."""
         digest = hashlib.sha256()
-        for path in self._files:
+        for path in self.files:
             status = Path(path).stat()
             digest.update(f"{Path(path).name} {status.st_size}\n".encode())
             if items >= FULLY:  # On one machine. Copies of a folder on several have times of their own.
                 digest.update(f"{status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
         if items < FULLY:
-            for index in _spread(len(self._files), items):
-                digest.update(Path(self._files[index]).read_bytes())
-        return f"folder of {len(self._files)} images, {digest.hexdigest()[:16]}"
+            for index in _spread(len(self.files), items):
+                digest.update(Path(self.files[index]).read_bytes())
+        return f"folder of {len(self.files)} images, {digest.hexdigest()[:16]}"
 
 
 def open_folder(argument: str, folder: str, call: Mapping[str, Any]) -> FolderSamples:

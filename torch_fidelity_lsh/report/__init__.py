@@ -1,0 +1,1 @@
+"""Pages to look at: one HTML file each, with all pictures inside and no script."""
