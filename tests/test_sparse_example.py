@@ -21,7 +21,7 @@ def example(monkeypatch):
 
 
 def documented_loop():
-    """Return the lines of the diff in docs/sparse/training.md that are added to a loop, and those of the loop with them."""
+    """Return the lines that docs/sparse/training.md adds to a loop, and those of the loop with them."""
     text = (ROOT / "docs" / "sparse" / "training.md").read_text()
     lines = (
         next(block for block in text.split("```diff\n")[1:] if "SparseTraining" in block).split("```")[0].splitlines()
