@@ -80,7 +80,7 @@ class Task:
 def digits() -> Task:
     """Return the task of the generator that ships with the examples."""
     generator, gan, _ = load_generator(SHIPPED)
-    return Task(generator, gan.draw, ratio=0.5, steps=Steps(2500, 400, 600), batch_size=32, rates=(None, None))
+    return Task(generator, gan.draw, ratio=0.5, steps=Steps(2000, 300, 300), batch_size=32, rates=(None, None))
 
 
 def faces(weights: Path) -> Task:
