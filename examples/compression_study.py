@@ -52,7 +52,7 @@ def broken_and_repaired(generator: nn.Module, draw: Draw, share: float) -> dict[
 
     four = Quantizer(4, output_bits=None)
     half = ChannelPruner(0.5, draw=draw).compress(generator, inputs)
-    whole = repaired(half, 1000)
+    whole = repaired(half, 2000)
     return {
         "8 bits": Quantizer(8).compress(generator, inputs),
         "4 bits": four.compress(generator, inputs),

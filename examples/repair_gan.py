@@ -66,7 +66,7 @@ class Task:
         ratio: share of channels that the rows prune.
         steps: of repair.
         batch_size: of repair.
-        rate: of repair after pruning.
+        rates: of repair after pruning and after quantizing; None has `Distiller` choose.
     """
 
     generator: nn.Module
@@ -74,13 +74,13 @@ class Task:
     ratio: float
     steps: Steps
     batch_size: int
-    rate: float
+    rates: tuple[float | None, float | None]
 
 
 def digits() -> Task:
     """Return the task of the generator that ships with the examples."""
     generator, gan, _ = load_generator(SHIPPED)
-    return Task(generator, gan.draw, ratio=0.5, steps=Steps(1000, 300, 300), batch_size=32, rate=1e-3)
+    return Task(generator, gan.draw, ratio=0.5, steps=Steps(2000, 300, 300), batch_size=32, rates=(None, None))
 
 
 def faces(weights: Path) -> Task:
@@ -90,7 +90,7 @@ def faces(weights: Path) -> Task:
         return (torch.randn(n, 100, generator=random),)
 
     generator = load_dcgan(weights, face_dcgan())
-    return Task(generator, draw, ratio=0.3, steps=Steps(1500, 300, 600), batch_size=16, rate=5e-4)
+    return Task(generator, draw, ratio=0.3, steps=Steps(1500, 300, 600), batch_size=16, rates=(5e-4, 1e-4))
 
 
 Ways = dict[str, tuple[str | None, Compressor]]
@@ -100,12 +100,12 @@ Ways = dict[str, tuple[str | None, Compressor]]
 def ways(task: Task, seed: int, share: float) -> Ways:
     """Return the rows: broken and repaired, by bits, by channels, and by both."""
 
-    def repair(steps: int, rate: float | None = None) -> Distiller:
+    def repair(steps: int, rate: float | None) -> Distiller:
         terms = ((0.5, RelationLoss(angle_weight=0)),)  # keeps diversity
         count = max(1, round(share * steps))
         return Distiller(task.draw, count, seed=seed, batch_size=task.batch_size, rate=rate, terms=terms)
 
-    steps, less = task.steps, f"channels -{task.ratio:.0%}"
+    (pruned, quantized), steps, less = task.rates, task.steps, f"channels -{task.ratio:.0%}"
     widths = {
         "W4": ({"bits": 4}, steps.quantized),
         "W4 everywhere": ({"bits": 4, "output_bits": None}, steps.everywhere),
@@ -116,13 +116,13 @@ def ways(task: Task, seed: int, share: float) -> Ways:
         rows |= {
             label: (None, Quantizer(**options)),
             f"{label}, equalized": (None, Quantizer(**options, equalize=True)),
-            f"{label}, repaired": (f"{label}, equalized", repair(count, 1e-4)),
+            f"{label}, repaired": (f"{label}, equalized", repair(count, quantized)),
         }
     return rows | {
         less: (None, ChannelPruner(task.ratio, draw=task.draw)),
-        f"{less}, repaired": (less, repair(steps.pruned, task.rate)),
+        f"{less}, repaired": (less, repair(steps.pruned, pruned)),
         f"{less} + W4": (f"{less}, repaired", Quantizer(4, equalize=True)),
-        f"{less} + W4, repaired": (f"{less} + W4", repair(steps.quantized, 1e-4)),
+        f"{less} + W4, repaired": (f"{less} + W4", repair(steps.quantized, quantized)),
     }
 
 
@@ -195,7 +195,7 @@ def main() -> None:
         register_feature_extractor("pixels", Pixels)
     task = faces(arguments.weights) if arguments.weights else digits()
     weights = digest(task.generator.state_dict().values())
-    repair = {"generator": weights, "share": arguments.share, "steps": asdict(task.steps)}
+    repair = {"generator": weights, "share": arguments.share, "steps": asdict(task.steps), "rates": list(task.rates)}
     claim(arguments.output, repair)
     tables = {}
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
