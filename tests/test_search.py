@@ -25,6 +25,7 @@ from compressors.search import (
     SearchSpace,
     Skip,
     Supernet,
+    WidthSearch,
     cyclegan,
     esrgan,
     search_student,
@@ -34,6 +35,7 @@ from compressors.search.cost import derive, expected_macs, extreme, macs_of
 from compressors.search.operators import OPERATORS, register_operator
 from compressors.search.space import make_divisible
 from compressors.search.supernet import straight_through
+from compressors.study import StudySettings, run_study
 
 SMALL = {"tiny": (tiny(), 32), "cyclegan": (cyclegan(2, 16), 16), "esrgan": (esrgan(2, 3, 32), 8)}
 SIZE = (32, 32)
@@ -480,3 +482,16 @@ def test_spaces_that_make_no_sense_are_refused(build: Any, message: str) -> None
 def test_odd_sizes_are_refused_by_the_student_too(result: CompressedModel) -> None:
     with warnings.catch_warnings(), pytest.raises(CompressionError, match="multiples of 4"):
         result.model(torch.rand(1, 3, 30, 32))
+
+
+def test_searches_are_rows_of_a_study(tmp_path: Path, counting_extractor: Any) -> None:
+    few: dict[str, Any] = {"trials": 1, "population": 2, "generations": 1, "batch_size": 4, "held_out": 8}
+    ways = [
+        ArchitectureSearch(tiny(), 0.2, draw, 2, search_steps=2, progress=False, **few),
+        WidthSearch(0.5, draw, 2, progress=False, **few),
+    ]
+    options = StudySettings(output_range=(-1, 1), feature_extractor="counting", samples=24, references=("teacher",))
+    table = run_study(teacher(), draw, ways, None, tmp_path, options)
+    assert [row.compressor for row in table.rows] == ["float", "search 0.2", "search widths 0.5"]
+    assert {row.status for row in table.rows} == {table.rows[0].status}
+    assert all(row.macs < table.rows[0].macs for row in table.rows[1:])

@@ -34,7 +34,7 @@ class SearchSettings:
     loss: Literal["l1", "mse"] | Loss = "l1"
     terms: Sequence[tuple[float, Loss]] = ()
     search_steps: int | None = None
-    trials: int = 8
+    trials: int = 12
     trial_steps: int | None = None
     population: int = 30
     generations: int = 12

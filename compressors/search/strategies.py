@@ -108,7 +108,11 @@ def evolve(
 
 
 def evolution(task: Task, count: int) -> list[Indices]:
-    """Return networks by evolution on the loss with shared weights, best first."""
+    """Return networks by evolution on the loss with shared weights, best first, and as many random ones.
+
+    Shared weights rank poorly: what the narrowest widths, trained in every step, do best may be what limits a network
+    that is trained alone. Random candidates hedge against that.
+    """
     ranked = evolve(
         task.sample,
         task.mutated,
@@ -118,7 +122,8 @@ def evolution(task: Task, count: int) -> list[Indices]:
         generations=task.generations,
         progress=task.progress,
     )
-    return distinct(ranked, count)
+    hedge = count // 2
+    return distinct([*distinct(ranked, count - hedge), *(task.sample() for _ in range(hedge))], count)
 
 
 def gradient(task: Task, count: int) -> list[Indices]:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from compressors.common.bake import baked_copy
 from compressors.common.checks import check_count
@@ -24,19 +20,12 @@ from compressors.core.model import CompressedModel
 from compressors.core.stage import Stage, Work
 from compressors.distil.distiller import Distiller
 from compressors.distil.training import Loss
-from compressors.errors import CompressionError, NothingCompressed
+from compressors.errors import CompressionError
 from compressors.prune.pruner import ChannelPruner
 from compressors.search.data import example, split
+from compressors.search.groups import FEWEST, ChannelGroups, Counts
 from compressors.search.settings import check_budget, resolved
 from compressors.search.strategies import distinct, evolve
-
-Counts: TypeAlias = tuple[int, ...]
-"""Channels that each group keeps."""
-
-_FEWEST = 0.125
-# A share to remove that is less than any channel's: of what can only go together, one goes.
-_ONE = 1e-6
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 @dataclass(frozen=True)
@@ -45,7 +34,8 @@ class WidthSearch(Stage):
 
     torch-pruning finds the groups of layers that share their channels. How many of each group stay is found by
     evolution, on the loss of the pruned generator without training; the best are distilled for a short time, and the
-    best of those for `steps`. The result keeps its class: its file needs that to load, as after `ChannelPruner`.
+    best of those for `steps`. Ctrl-C ends the short trainings, and once more the last one, with the best so far. The
+    result keeps its class: its file needs that to load, as after `ChannelPruner`.
 
     Args:
         budget: the most that the result may cost for one sample: multiply-accumulates as an integer, or a share of the
@@ -118,7 +108,7 @@ class WidthSearch(Stage):
         held_out = drawn(draw, self.held_out, torch.Generator().manual_seed(self.seed + 1), device)
         budget = resolved(self.budget, work.model, *one)
         full = baked_copy(work.model)
-        groups = _Groups(full, one, self._pruner, self.progress)
+        groups = ChannelGroups(full, one, self._pruner, self.progress)
         smallest, largest = groups.macs((1,) * len(groups.units)), groups.macs(groups.units)
         if budget < smallest:
             raise CompressionError(
@@ -135,7 +125,7 @@ class WidthSearch(Stage):
 
         rng = random.Random(self.seed)
         ranked = evolve(
-            lambda: groups.fitted([rng.uniform(_FEWEST, 1) for _ in groups.units], budget),
+            lambda: groups.fitted([rng.uniform(FEWEST, 1) for _ in groups.units], budget),
             lambda counts: groups.mutated(counts, budget, rng),
             score,
             rng,
@@ -154,7 +144,7 @@ class WidthSearch(Stage):
         return replace(trained, outcome={**trained.outcome, **outcome}, teacher=work.teacher)
 
     def _best(
-        self, candidates: list[Counts], groups: _Groups, full: nn.Module, one: Inputs
+        self, candidates: list[Counts], groups: ChannelGroups, full: nn.Module, one: Inputs
     ) -> tuple[Counts, list[dict[str, Any]]]:
         """Return the candidate that is best after a short training, and all with their losses."""
         rows = list[dict[str, Any]]()
@@ -163,6 +153,8 @@ class WidthSearch(Stage):
             pruned = self._pruner(groups.ratios(counts)).compress(full, one)
             course = distiller.compress(pruned, one, teacher=full).recipe.steps[-1]["training"]
             rows.append({"channels": list(counts), "macs": groups.macs(counts), "loss": course["best_loss"]})
+            if course["note"].startswith("interrupted"):
+                break
         best = min(range(len(rows)), key=lambda row: float(rows[row]["loss"]), default=0)
         return candidates[best], rows
 
@@ -184,110 +176,6 @@ class WidthSearch(Stage):
             checkpoint=None if self.folder is None else Path(self.folder) / name,
             progress=self.progress,
         )
-
-
-class _Groups:
-    """The groups of layers that share their channels, and what the model costs by the channels that they keep.
-
-    A layer is in the group of a layer if it loses channels with it. Weights shrink by as much for each channel, so one
-    pruned copy for each group tells what all numbers of channels cost.
-
-    Args:
-        model: left as it is.
-        inputs: forward arguments of one sample.
-        pruner: maps shares to remove, by layer, to a pruner.
-        progress: whether to show a bar.
-
-    Attributes:
-        names: the first layer of each group.
-        units: the channels of each group; what can only go together, as channels before a reshape, counts as one.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        pruner: Callable[[Mapping[str, float]], ChannelPruner],
-        progress: bool,
-    ) -> None:
-        layers = {name: module for name, module in model.named_modules() if isinstance(module, _LAYERS)}
-        self.shapes = {name: np.array(module.weight.shape, dtype=float) for name, module in layers.items()}
-        counted = count_macs(model, inputs)
-        self.layer_macs = {name: counted.get(name, 0) for name in layers}
-        self.rest = counted[""] - sum(self.layer_macs.values())
-        self.names, units, self.shrinking = list[str](), list[int](), list[dict[str, NDArray[np.float64]]]()
-        known = set[str]()
-        for name in tqdm(layers, desc="groups", unit="layer", file=sys.stderr, leave=None, disable=not progress):
-            width = _width(layers[name])
-            if name in known or width == 1:
-                continue
-            pruned = pruner({name: _ONE}).compress(model, inputs).model
-            after = {other: pruned.get_submodule(other) for other in layers}
-            with_it = {other for other in layers if _width(after[other]) < _width(layers[other])}
-            if name not in with_it:
-                continue
-            known |= with_it
-            removed = width - _width(after[name])
-            self.names.append(name)
-            units.append(width // removed)
-            self.shrinking.append(
-                {
-                    other: self.shapes[other] - np.array(module.weight.shape)
-                    for other, module in after.items()
-                    if module.weight.shape != layers[other].weight.shape
-                }
-            )
-        self.units = tuple(units)
-        if not self.units:
-            raise NothingCompressed("no layer of the model can lose channels: ChannelPruner's report tells why of each")
-
-    def macs(self, counts: Counts) -> int:
-        """Return the multiply-accumulates with so many channels in each group."""
-        shapes = {name: shape.copy() for name, shape in self.shapes.items()}
-        for shrinking, units, count in zip(self.shrinking, self.units, counts, strict=True):
-            for name, by in shrinking.items():
-                shapes[name] -= by * (units - count)
-        parts = (macs * shapes[name].prod() / self.shapes[name].prod() for name, macs in self.layer_macs.items())
-        return self.rest + round(float(sum(parts)))
-
-    def ratios(self, counts: Counts) -> dict[str, float]:
-        """Return the share of channels to remove of each group, by its first layer."""
-        return {n: 1 - count / units for n, units, count in zip(self.names, self.units, counts, strict=True)}
-
-    def fitted(self, shares: Sequence[float], budget: int) -> Counts:
-        """Return numbers of channels in the proportion of `shares` that fill `budget`, by bisection."""
-
-        def scaled(factor: float) -> Counts:
-            pairs = zip(shares, self.units, strict=True)
-            return tuple(max(1, min(units, round(factor * share * units))) for share, units in pairs)
-
-        low, high = 0.0, 1 / min(shares)
-        for _ in range(30):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.macs(scaled(middle)) <= budget else (low, middle)
-        counts = scaled(low)
-        # Rounding moves several groups at once; single channels fill what that has left.
-        found: Counts | None = None
-        while found != counts:
-            found = counts
-            for place, units in enumerate(self.units):
-                wider = (*counts[:place], counts[place] + 1, *counts[place + 1 :])
-                if counts[place] < units and self.macs(wider) <= budget:
-                    counts = wider
-        return counts
-
-    def mutated(self, counts: Counts, budget: int, rng: random.Random) -> Counts:
-        """Return numbers of channels that fill `budget` after one to three shares have been changed."""
-        shares = [count / units for count, units in zip(counts, self.units, strict=True)]
-        for _ in range(rng.randint(1, 3)):
-            place = rng.randrange(len(shares))
-            shares[place] = min(1.0, max(_FEWEST, shares[place] * rng.choice((0.5, 0.75, 1.4, 2))))
-        return self.fitted(shares, budget)
-
-
-def _width(layer: Any) -> int:
-    width: int = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    return width
 
 
 def search_widths(
