@@ -29,5 +29,6 @@ from torch_fidelity_lsh.metric.functional import (
     lsh_precision_recall,
     reduce_features,
 )
+from torch_fidelity_lsh.metric.memorization import Memorization, memorization
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 from torch_fidelity_lsh.metric.reference import load_reference, save_reference

@@ -30,6 +30,7 @@ from torch_fidelity_lsh.metric.comparison import NUMBERS, compare
 from torch_fidelity_lsh.metric.config import LSHConfig, option_fields
 from torch_fidelity_lsh.metric.files import check_writable
 from torch_fidelity_lsh.metric.functional import METRICS
+from torch_fidelity_lsh.metric.memorization import memorization
 from torch_fidelity_lsh.metric.messages import did_you_mean
 from torch_fidelity_lsh.metric.reference import SUFFIX, save_reference
 
@@ -39,7 +40,7 @@ _FALLS = 3  # a difference lies below --fail-below
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; ``index``, ``compare`` or ``classes`` as its first argument is a command of its own.
+    """Run the command, or that which is its first argument: ``index``, ``compare``, ``classes`` or ``memorization``.
 
     The result is the only thing on stdout; progress, warnings and errors go to stderr. Under ``torchrun`` the ranks
     share the work, and the first one prints.
@@ -104,6 +105,13 @@ def _compare(args: dict[str, Any]) -> tuple[str, int]:
 def _classes(args: dict[str, Any]) -> tuple[str, int]:
     inputs = {name: args[name] for name in ("input1", "input2", "labels1", "labels2")}
     found = calculate_by_class(**inputs, metric=args["metric"], **_keywords_of_one_input(args))
+    return _as_json(found.to_dict()) if args["json"] else str(found), 0
+
+
+def _memorization(args: dict[str, Any]) -> tuple[str, int]:
+    keywords = _keywords_of_one_input(args)
+    generated, training, held_out = (create_reference(input=args[f"input{side}"], **keywords) for side in (1, 2, 3))
+    found = memorization(generated, training, held_out, LSHConfig.from_kwargs(args))
     return _as_json(found.to_dict()) if args["json"] else str(found), 0
 
 
@@ -248,6 +256,21 @@ def make_classes_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def make_memorization_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``fidelity-lsh memorization``."""
+    parser = argparse.ArgumentParser(
+        "fidelity-lsh memorization",
+        description="Share of generated samples that are copies of training samples, with a 95 % confidence interval.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    inputs = ("the generated samples", "what the generator was trained on", "real samples that it was not trained on")
+    for side, samples in enumerate(inputs, start=1):
+        parser.add_argument(f"--input{side}", required=True, help=f"{samples}: whatever --input2 of fidelity-lsh takes")
+    _add_options_of_one_input(parser, ("num_components",))
+    return parser
+
+
 def _add_options_of_one_input(parser: argparse.ArgumentParser, settings: Sequence[str]) -> None:
     """Add upstream's options of one input and of feature extraction, and settings of the metrics."""
     parser.add_argument("--feature-layer-lsh", help="name of the feature layer (default: that of prc)")
@@ -371,4 +394,5 @@ _COMMANDS = {
     "index": (make_index_parser, _index),
     "compare": (make_compare_parser, _compare),
     "classes": (make_classes_parser, _classes),
+    "memorization": (make_memorization_parser, _memorization),
 }
