@@ -5,6 +5,7 @@ Direction, everywhere: ``input1`` and ``features_1`` are generated, ``input2`` a
 
 from torch_fidelity_lsh.fidelity import feature_extractor_efficientnet_lite0
 from torch_fidelity_lsh.fidelity.calculate import calculate_metrics, create_reference, create_statistics, save_samples
+from torch_fidelity_lsh.fidelity.classes import ByClass, ClassResult, calculate_by_class
 from torch_fidelity_lsh.fidelity.hook import install, installed, uninstall
 from torch_fidelity_lsh.fidelity.metric_lsh import (
     KEY_METRIC_LSH_F_SCORE,
@@ -28,5 +29,6 @@ from torch_fidelity_lsh.metric.functional import (
     lsh_precision_recall,
     reduce_features,
 )
+from torch_fidelity_lsh.metric.memorization import Memorization, memorization
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 from torch_fidelity_lsh.metric.reference import load_reference, save_reference

@@ -22,6 +22,7 @@ from torch_fidelity_lsh.fidelity.calculate import (
     create_statistics,
     save_samples,
 )
+from torch_fidelity_lsh.fidelity.classes import calculate_by_class
 from torch_fidelity_lsh.fidelity.distributed import RanksError, on_first, rank_and_size, ranks_of_torchrun, together
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, MetricOption, plugin_keywords
 from torch_fidelity_lsh.fidelity.statistics import save_statistics
@@ -29,6 +30,7 @@ from torch_fidelity_lsh.metric.comparison import NUMBERS, compare
 from torch_fidelity_lsh.metric.config import LSHConfig, option_fields
 from torch_fidelity_lsh.metric.files import check_writable
 from torch_fidelity_lsh.metric.functional import METRICS
+from torch_fidelity_lsh.metric.memorization import memorization
 from torch_fidelity_lsh.metric.messages import did_you_mean
 from torch_fidelity_lsh.metric.reference import SUFFIX, save_reference
 
@@ -38,7 +40,7 @@ _FALLS = 3  # a difference lies below --fail-below
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command, ``fidelity-lsh index`` or ``fidelity-lsh compare`` if one of these is its first argument.
+    """Run the command, or that which is its first argument: ``index``, ``compare``, ``classes`` or ``memorization``.
 
     The result is the only thing on stdout; progress, warnings and errors go to stderr. Under ``torchrun`` the ranks
     share the work, and the first one prints.
@@ -80,10 +82,12 @@ def _short_warnings(program: str) -> Iterator[None]:
 
 def _measure(args: dict[str, Any]) -> tuple[str, int]:
     path, keywords = args["report"], _call_keywords(args)
+    if args["by_class"] and not path:
+        raise ValueError("--by-class is for --report; `fidelity-lsh classes` prints classes")
     if path:
         from torch_fidelity_lsh.report.metrics import write_report  # of an extra
 
-    metrics = write_report(path, **keywords) if path else calculate_metrics(**keywords)
+    metrics = write_report(path, by_class=args["by_class"], **keywords) if path else calculate_metrics(**keywords)
     return _as_json(metrics) if args["json"] else _as_text(metrics), 0
 
 
@@ -96,6 +100,19 @@ def _compare(args: dict[str, Any]) -> tuple[str, int]:
     fails = limit is not None and any(difference.interval[1] < limit for difference in differences)
     lines = [result.verdict, *(f"{name}: {each}" for name, each in zip(NUMBERS, differences, strict=True))]
     return _as_json(result.to_dict()) if args["json"] else "\n".join(lines), _FALLS if fails else 0
+
+
+def _classes(args: dict[str, Any]) -> tuple[str, int]:
+    inputs = {name: args[name] for name in ("input1", "input2", "labels1", "labels2")}
+    found = calculate_by_class(**inputs, metric=args["metric"], **_keywords_of_one_input(args))
+    return _as_json(found.to_dict()) if args["json"] else str(found), 0
+
+
+def _memorization(args: dict[str, Any]) -> tuple[str, int]:
+    keywords = _keywords_of_one_input(args)
+    generated, training, held_out = (create_reference(input=args[f"input{side}"], **keywords) for side in (1, 2, 3))
+    found = memorization(generated, training, held_out, LSHConfig.from_kwargs(args))
+    return _as_json(found.to_dict()) if args["json"] else str(found), 0
 
 
 def _index(args: dict[str, Any]) -> tuple[str, int]:
@@ -222,6 +239,38 @@ def make_compare_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def make_classes_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``fidelity-lsh classes``."""
+    parser = argparse.ArgumentParser(
+        "fidelity-lsh classes",
+        description="Precision and recall of each class, with 95 % confidence intervals; the five worst are printed.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    inputs = {"1": "the generated samples", "2": "the real ones"}
+    for side, samples in inputs.items():
+        parser.add_argument(f"--input{side}", required=True, help=f"{samples}, sorted into sub-folders, or with labels")
+        parser.add_argument(f"--labels{side}", help=f"classes of {samples}, integers in an .npy file")
+    parser.add_argument("--metric", choices=METRICS, default="lsh_knn", help="what is measured")
+    _add_options_of_one_input(parser, tuple(option_fields()))
+    return parser
+
+
+def make_memorization_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``fidelity-lsh memorization``."""
+    parser = argparse.ArgumentParser(
+        "fidelity-lsh memorization",
+        description="Share of generated samples that are copies of training samples, with a 95 % confidence interval.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    inputs = ("the generated samples", "what the generator was trained on", "real samples that it was not trained on")
+    for side, samples in enumerate(inputs, start=1):
+        parser.add_argument(f"--input{side}", required=True, help=f"{samples}: whatever --input2 of fidelity-lsh takes")
+    _add_options_of_one_input(parser, ("num_components",))
+    return parser
+
+
 def _add_options_of_one_input(parser: argparse.ArgumentParser, settings: Sequence[str]) -> None:
     """Add upstream's options of one input and of feature extraction, and settings of the metrics."""
     parser.add_argument("--feature-layer-lsh", help="name of the feature layer (default: that of prc)")
@@ -264,6 +313,7 @@ def _add_registered_metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", help="file to write a page to that shows the result, ending in .html (default: None)"
     )
+    parser.add_argument("--by-class", action="store_true", help="show classes in the report, which sub-folders tell")
     parser.add_argument(
         "--fid-statistics-file", help="file of mu and sigma that serves --fid in place of --input2 (default: None)"
     )
@@ -343,4 +393,6 @@ _COMMANDS = {
     "": (make_parser, _measure),
     "index": (make_index_parser, _index),
     "compare": (make_compare_parser, _compare),
+    "classes": (make_classes_parser, _classes),
+    "memorization": (make_memorization_parser, _memorization),
 }

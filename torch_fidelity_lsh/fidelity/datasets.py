@@ -39,7 +39,7 @@ class DatasetSamples:
     def __init__(self, argument: str, dataset: Dataset[Any], call: Mapping[str, Any]) -> None:
         self.argument = argument
         self._call = call
-        self._dataset = dataset
+        self.dataset = dataset
         if isinstance(dataset, IterableDataset):
             raise ValueError(f"{argument}: an IterableDataset has no items by number; pass a Dataset with a length")
         if not isinstance(dataset, Sized):
@@ -50,7 +50,7 @@ class DatasetSamples:
     def count(self) -> int:
         """Return the length of the data set."""
         try:
-            return len(self._dataset)  # type: ignore[arg-type]
+            return len(self.dataset)  # type: ignore[arg-type]
         except Exception as error:
             raise ValueError(f"{self.argument}: the length of the data set is not known: {error}") from error
 
@@ -61,14 +61,14 @@ class DatasetSamples:
     def identity(self, items: int) -> str:
         """Return class and length of the data set, with a digest of some items."""
         count = self.count()
-        digest = hashlib.sha256(f"{type(self._dataset).__qualname__} {count}".encode())
+        digest = hashlib.sha256(f"{type(self.dataset).__qualname__} {count}".encode())
         for index in _spread(count, items):
             digest.update(digest_of({"item": self.item(index)}).encode())
         return f"data set of {count} samples, {digest.hexdigest()[:16]}"
 
     def batches(self, rank: int = 0, size: int = 1) -> Iterator[torch.Tensor]:
         """Yield the batches of one of ``size`` shares."""
-        batches = _Batches(self._dataset, self.count(), self._call["batch_size"])
+        batches = _Batches(self.dataset, self.count(), self._call["batch_size"])
         own = range(len(batches))[share(len(batches), rank, size)]
         for batch in self._surviving(self._loader(batches, own)):
             if isinstance(batch, _Failure):
@@ -104,7 +104,7 @@ class DatasetSamples:
     @default_modes()  # Looking moves no random state, on which augmentations of a data set may depend.
     def item(self, index: int) -> Any:
         """Return one item."""
-        item = _Batches(self._dataset, self.count(), 1).item(index)
+        item = _Batches(self.dataset, self.count(), 1).item(index)
         if isinstance(item, _Failure):
             raise ValueError(f"{self.argument}: {item.message}") from _InWorkerError(item.trace)
         return item
@@ -115,7 +115,7 @@ class FolderSamples(DatasetSamples):
 
     def __init__(self, argument: str, folder: str, files: list[str], call: Mapping[str, Any]) -> None:
         super().__init__(argument, ImageFolder(files, call["samples_resize_and_crop"]), call)
-        self._folder, self.files = Path(folder).resolve(), files
+        self.folder, self.files = Path(folder).resolve(), files
 
     def identity(self, items: int) -> str:
         """Return a digest of names, sizes and the contents of some files; of times too where few are read."""

@@ -76,17 +76,29 @@ class GeneratorSamples:
         begun, self._begun = self._begun or self._drawn(), None
         return begun
 
-    def _drawn(self) -> Iterator[torch.Tensor]:
-        model, cuda = self._model, self._call["cuda"]
-        rng = np.random.RandomState(self._call["rng_seed"])
-        if cuda:
-            model.cuda()
+    def labels(self) -> torch.Tensor | None:
+        """Return the classes that samples are asked for, in their order; `None` of a model without classes."""
+        if self._model.num_classes == 0:
+            return None
+        return torch.cat([labels for _, labels in self._arguments()])
+
+    def _arguments(self) -> Iterator[list[torch.Tensor]]:
+        """Yield noise, and classes if the model has any, batch by batch, as torch-fidelity draws them."""
+        model, rng = self._model, np.random.RandomState(self._call["rng_seed"])
         for start in range(0, self._count, self._call["batch_size"]):
             number = min(self._call["batch_size"], self._count - start)
             arguments = [upstream.NOISE_SOURCE_REGISTRY[model.z_type](rng, (number, model.z_size))]
             if model.num_classes > 0:
                 labels = rng.randint(low=0, high=model.num_classes, size=(number,), dtype=np.int64)
                 arguments.append(torch.from_numpy(labels))
+            yield arguments
+
+    def _drawn(self) -> Iterator[torch.Tensor]:
+        cuda = self._call["cuda"]
+        if cuda:
+            self._model.cuda()
+        for arguments in self._arguments():
+            number = len(arguments[0])
             if cuda:
                 arguments = [argument.cuda(non_blocking=True) for argument in arguments]
             yield self._sample(arguments, number)

@@ -41,7 +41,7 @@ class ImageArraySamples:
 
     def __init__(self, argument: str, path: str, found: Member, call: Mapping[str, Any]) -> None:
         self.argument = argument
-        self._path, self._found, self._batch_size = path, found, call["batch_size"]
+        self.path, self._found, self._batch_size = path, found, call["batch_size"]
         self._where = f'{argument}, file "{path}"'
         shape = " x ".join(map(str, found.shape))
         if found.dtype != np.uint8 or len(found.shape) != 4 or found.shape[3] != 3 or 0 in found.shape:
@@ -67,7 +67,7 @@ class ImageArraySamples:
         """Yield the batches of one of ``size`` shares, uint8 N x 3 x H x W."""
         number_of_batches = -(-self.count() // self._batch_size)
         own = range(number_of_batches)[share(number_of_batches, rank, size)]
-        for number, block in enumerate(read_blocks(self._path, IMAGES, self._where, self._batch_size)):
+        for number, block in enumerate(read_blocks(self.path, IMAGES, self._where, self._batch_size)):
             if number in own:
                 yield torch.from_numpy(block).permute(0, 3, 1, 2).contiguous()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,19 @@ from typing import Any
 import torch
 
 from torch_fidelity_lsh.fidelity.calculate import calculate_watched
+from torch_fidelity_lsh.fidelity.classes import MEASURES, ByClass, Labels, deep_if_sorted, measure_classes
 from torch_fidelity_lsh.fidelity.datasets import DatasetSamples, FolderSamples
 from torch_fidelity_lsh.fidelity.plan import Job, Plan
 from torch_fidelity_lsh.fidelity.samples import Samples
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.files import check_writable
-from torch_fidelity_lsh.metric.functional import PrecisionRecall, lsh_knn_precision_recall, lsh_precision_recall
+from torch_fidelity_lsh.metric.functional import PrecisionRecall
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 from torch_fidelity_lsh.report.page import SUFFIX, as_source, write_page
 
 SHOWN = 12
 """Samples of each side in a report."""
 _CANDIDATES = 64  # with the lowest memberships, of which those furthest away are shown
-_MEASURES: dict[str, Callable[..., PrecisionRecall]] = {  # the one whose memberships are steadier first
-    "lsh_knn": lsh_knn_precision_recall,
-    "lsh": lsh_precision_recall,
-}
 _LARGEST_BATCH = 10_000  # rows of the other side whose distances are held at a time
 
 _PRECISION = "share of generated samples where real ones are; falls with noise and artefacts"
@@ -42,7 +39,7 @@ _MEANINGS = {
     "f_score": ("F-score (kNN)", _F_SCORE),
     **{
         f"{metric}_{name}": (f"{title} ({metric})", meaning)
-        for metric in _MEASURES
+        for metric in MEASURES
         for name, title, meaning in (
             ("precision", "Precision", _PRECISION),
             ("recall", "Recall", _RECALL),
@@ -62,7 +59,14 @@ class _Seen:
     plan: Plan
 
 
-def write_report(path: str | os.PathLike[str], **kwargs: Any) -> dict[str, float]:
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    by_class: bool = False,
+    labels1: Labels | None = None,
+    labels2: Labels | None = None,
+    **kwargs: Any,
+) -> dict[str, float]:
     """Calculate metrics as :func:`~torch_fidelity_lsh.calculate_metrics`, and write a page that shows them.
 
     The page is one HTML file without scripts: the numbers with intervals and meanings; with ``lsh`` or ``lsh_knn`` the
@@ -70,6 +74,10 @@ def write_report(path: str | os.PathLike[str], **kwargs: Any) -> dict[str, float
 
     Args:
         path: File to write, ending in ``.html``.
+        by_class: Show precision and recall of each class too, by ``lsh_knn`` if that is asked for, else by ``lsh``.
+            Default: `False`.
+        labels1: As :func:`~torch_fidelity_lsh.fidelity.classes.calculate_by_class`.
+        labels2: As there.
         **kwargs: Keywords of :func:`~torch_fidelity_lsh.calculate_metrics`.
 
     Returns:
@@ -80,20 +88,25 @@ def write_report(path: str | os.PathLike[str], **kwargs: Any) -> dict[str, float
         OSError: The file cannot be written.
     """
     check_writable(path, "report", SUFFIX)
+    if by_class:
+        if not any(kwargs.get(metric) for metric in MEASURES):
+            raise ValueError(f"by_class needs one of {', '.join(MEASURES)} to be asked for")
+        kwargs = deep_if_sorted(kwargs, labels1, labels2)
     seen: dict[str, _Seen] = {}
     plans: list[Plan] = []
 
     def watch(job: Job, looks: Mapping[int, Any], plan: Plan) -> None:
         plans.append(plan)
-        if job.metric in _MEASURES:
+        if job.metric in MEASURES:
             seen[job.metric] = _Seen(job.metric, looks, plan)
 
     metrics = calculate_watched(watch, **kwargs)
     if not plans:  # Another rank writes the page, or the metrics look at no features.
         return metrics
     plan = plans[0]
-    found = next((seen[metric] for metric in _MEASURES if metric in seen), None)
+    found = next((seen[metric] for metric in MEASURES if metric in seen), None)
     result = _measured(found) if found else None
+    classes = measure_classes(found.metric, found.sides, found.plan, labels1, labels2) if found and by_class else None
     write_page(
         path,
         "metrics.html",
@@ -101,14 +114,14 @@ def write_report(path: str | os.PathLike[str], **kwargs: Any) -> dict[str, float
         inputs={side: _in_words(plan, side) for side in (1, 2)},
         numbers=_numbers(metrics),
         extremes=_extremes(found, result) if found and result else [],
-        classes=None,
+        classes=_classes(classes) if classes else None,
         protocol=_protocol(plan, result),
     )
     return metrics
 
 
 def _measured(seen: _Seen) -> PrecisionRecall:
-    return _MEASURES[seen.metric](seen.sides[1], seen.sides[2], LSHConfig.from_kwargs(seen.plan.call))
+    return MEASURES[seen.metric](seen.sides[1], seen.sides[2], LSHConfig.from_kwargs(seen.plan.call))
 
 
 def _numbers(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -127,6 +140,22 @@ def _numbers(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         bounds = {"low": low, "high": high if high is None else min(1.0, high)}
         shown.append({"title": title, "meaning": meaning, "text": text, "value": value, **bounds})
     return shown
+
+
+def _classes(found: ByClass) -> dict[str, Any]:
+    rows = [
+        {
+            **{name: getattr(row, name) for name in ("name", "num_generated", "num_real")},
+            **{name: _bar(row.result, name) for name in ("precision", "recall") if row.result},
+        }
+        for row in found.worst(len(found.rows))
+    ]
+    return {"metric": found.metric, "rows": rows, "missing": [str(row) for row in found.rows if row.result is None]}
+
+
+def _bar(result: PrecisionRecall, name: str) -> tuple[float, float, float]:
+    low, high = result.interval(name)
+    return low, getattr(result, name), min(1.0, high)
 
 
 def _protocol(plan: Plan, result: PrecisionRecall | None) -> dict[str, str]:
