@@ -15,7 +15,13 @@ ROOT = Path(__file__).parents[1]
 # Rooms of each package from the bottom up. A room's files import from the same room and from lower floors only, so not
 # from other rooms of the same floor. A room is a folder or a file directly in the package; each must have a place here.
 FLOORS = {
-    "torch_fidelity_lsh": [["metric"], ["fidelity"], ["report"], ["streaming", "cli"], ["__init__", "__main__"]],
+    "torch_fidelity_lsh": [
+        ["metric"],
+        ["fidelity"],
+        ["report", "watch"],
+        ["streaming", "cli"],
+        ["__init__", "__main__"],
+    ],
     "compressors": [
         ["errors"],
         ["common"],

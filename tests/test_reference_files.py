@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from torch_fidelity_lsh import calculate_metrics, create_statistics, save_samples, save_statistics
+from torch_fidelity_lsh import calculate_metrics, create_statistics, reduce_features, save_samples, save_statistics
 from torch_fidelity_lsh.cli import main
 from torch_fidelity_lsh.fidelity.array_files import read_blocks
 from torch_fidelity_lsh.fidelity.hook import installed
@@ -244,6 +244,11 @@ def test_images_of_other_sizes_are_not_written_as_one_array(tmp_path):
     with pytest.raises(ValueError, match="input2: images differ in size: 8 x 8 first, then uint8, 2 x 3 x 9 x 8"):
         save_samples(tmp_path / "x.npz", input=Growing(), batch_size=2, cuda=False, save_cpu_ram=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_has_no_covariance_to_give(features):
+    with pytest.raises(ValueError, match="input is a reference, which keeps less than the features"):
+        create_statistics(input=reduce_features(features[0]), verbose=False)
 
 
 def test_features_in_place_of_images_are_not_written_as_images(features, tmp_path):

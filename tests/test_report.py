@@ -110,6 +110,16 @@ def test_ready_features_and_generators_have_reports_too(features, counting_extra
     assert not Page(tmp_path / "c.html").images()
 
 
+def test_samples_that_are_gone_but_kept_as_features_are_rows(folders, counting_extractor, tmp_path):
+    kept = {"cache": True, "cache_root": str(tmp_path / "cache"), "input1_cache_name": "run"}
+    call = {**CALL, **kept, "input1": folders[0], "input2": folders[1], "lsh": True}
+    calculate_metrics(**call)
+    shutil.rmtree(folders[0])
+    with pytest.warns(UserWarning, match="input1 does not exist"):
+        write_report(tmp_path / "r.html", **call)
+    assert len(Page(tmp_path / "r.html").images()) == 24
+
+
 def test_the_command_writes_a_report(folders, counting_extractor, tmp_path, capsys):
     inputs = ["--input1", folders[0], "--input2", folders[1], "--lsh", "--feature-extractor", "counting"]
     options = ["--cpu", "--silent", "--save-cpu-ram", "--report"]

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -33,6 +34,7 @@ from torch_fidelity_lsh.metric.functional import METRICS
 from torch_fidelity_lsh.metric.memorization import memorization
 from torch_fidelity_lsh.metric.messages import did_you_mean
 from torch_fidelity_lsh.metric.reference import SUFFIX, save_reference
+from torch_fidelity_lsh.watch import watch
 
 _USER_ERRORS = (ValueError, OSError, ImportError, RanksError)
 _INTERRUPTED = 130  # as shells report it
@@ -40,7 +42,7 @@ _FALLS = 3  # a difference lies below --fail-below
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command, or that which is its first argument: ``index``, ``compare``, ``classes`` or ``memorization``.
+    """Run the command, or that which the first argument names: index, compare, classes, memorization, watch.
 
     The result is the only thing on stdout; progress, warnings and errors go to stderr. Under ``torchrun`` the ranks
     share the work, and the first one prints.
@@ -113,6 +115,17 @@ def _memorization(args: dict[str, Any]) -> tuple[str, int]:
     generated, training, held_out = (create_reference(input=args[f"input{side}"], **keywords) for side in (1, 2, 3))
     found = memorization(generated, training, held_out, LSHConfig.from_kwargs(args))
     return _as_json(found.to_dict()) if args["json"] else str(found), 0
+
+
+def _watch(args: dict[str, Any]) -> tuple[str, int]:
+    keywords = {name: value for name, value in _call_keywords(args).items() if name != "input1"}
+    output = args["output"] or str(Path(args["folder"]) / "scores.jsonl")
+    settings = {name: args[name] for name in ("every", "settle", "once")}
+    count = 0
+    for line in watch(args["folder"], output, **settings, **keywords):
+        count += 1
+        print(json.dumps(line), file=sys.stderr)
+    return f"{output}: {count} lines added", 0
 
 
 def _index(args: dict[str, Any]) -> tuple[str, int]:
@@ -271,6 +284,23 @@ def make_memorization_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def make_watch_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``fidelity-lsh watch``."""
+    parser = make_parser()
+    parser.prog = "fidelity-lsh watch"
+    parser.usage = "%(prog)s FOLDER --input2 REAL METRIC [METRIC ...] [options]"
+    parser.description = (
+        "Score each sub-folder, file of samples or features, and generative model in a folder as it appears; append a "
+        "JSON line for each to a file. Goes on after a restart, until interrupted."
+    )
+    parser.add_argument("folder", help="the folder to watch")
+    parser.add_argument("--output", help="file of JSON lines (default: scores.jsonl in the folder)")
+    parser.add_argument("--every", type=float, default=30.0, help="seconds between two looks")
+    parser.add_argument("--settle", type=float, default=10.0, help="seconds without a change until an entry is scored")
+    parser.add_argument("--once", action="store_true", help="score what is there, and end")
+    return parser
+
+
 def _add_options_of_one_input(parser: argparse.ArgumentParser, settings: Sequence[str]) -> None:
     """Add upstream's options of one input and of feature extraction, and settings of the metrics."""
     parser.add_argument("--feature-layer-lsh", help="name of the feature layer (default: that of prc)")
@@ -395,4 +425,5 @@ _COMMANDS = {
     "compare": (make_compare_parser, _compare),
     "classes": (make_classes_parser, _classes),
     "memorization": (make_memorization_parser, _memorization),
+    "watch": (make_watch_parser, _watch),
 }

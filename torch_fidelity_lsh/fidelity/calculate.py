@@ -159,6 +159,8 @@ def create_statistics(**kwargs: Any) -> Statistics:
     look: Any = plan.at_hand(2, job)
     if look is None:
         (look,) = _features(2, plan.jobs, plan, _create_extractor(plan.jobs, plan.call)).values()
+    if isinstance(look, ReducedFeatures):
+        raise ValueError("input is a reference, which keeps less than the features that mean and covariance are of")
     found = on_first(lambda: upstream.fid_statistics(look))
     return replace(found, source=f'layer "{job.layer}" of {job.extractor}' if job.extractor else found.source)
 

@@ -12,7 +12,7 @@ import torch
 
 from torch_fidelity_lsh.fidelity.calculate import calculate_watched
 from torch_fidelity_lsh.fidelity.classes import MEASURES, ByClass, Labels, deep_if_sorted, measure_classes
-from torch_fidelity_lsh.fidelity.datasets import DatasetSamples, FolderSamples
+from torch_fidelity_lsh.fidelity.datasets import DatasetSamples, FolderSamples, GoneSamples
 from torch_fidelity_lsh.fidelity.plan import Job, Plan
 from torch_fidelity_lsh.fidelity.samples import Samples
 from torch_fidelity_lsh.metric.config import LSHConfig
@@ -219,7 +219,7 @@ def _nearest(rows: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, to
 def _pictures(plan: Plan, side: int, indices: Sequence[int]) -> dict[int, dict[str, str]]:
     """Return name and source of the pictures of some samples; without a source where they are no pictures."""
     samples = plan.samples.get(side)
-    if samples is None:
+    if samples is None or isinstance(samples, GoneSamples):
         return {index: {"name": f"row {index}", "source": ""} for index in indices}
     images = _pick(samples, set(indices))
     return {
