@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from statistics import mean
 
 import pytest
@@ -14,8 +15,7 @@ from compressors.search import ArchitectureSearch, search_student, tiny
 from compressors.search.space import Genotype
 
 pytestmark = pytest.mark.slow
-BUDGET, SIZE = 850_000, (32, 32)
-"""A uniform network of residual blocks costs 861,696."""
+BUDGET, SIZE = 600_000, (32, 32)
 
 
 def test_searched_networks_beat_uniform_and_random_ones_of_the_same_cost() -> None:
@@ -38,7 +38,9 @@ def test_searched_networks_beat_uniform_and_random_ones_of_the_same_cost() -> No
     ]
     assert all(0.92 * BUDGET <= result.report.after.macs <= BUDGET for result in found)
     searched = mean(map(quality, found))
-    uniform = mean(trained(space.uniform_at(BUDGET, "residual", SIZE), seed) for seed in (1, 2))
+    # Widths of the space are even: from 479,232 the next network of one ratio costs 861,696.
+    genotype = replace(space, divisor=1).uniform_at(BUDGET, "residual", SIZE)
+    uniform = mean(trained(genotype, seed) for seed in (1, 2))
     band = (0.92 * BUDGET, BUDGET)
     drawn = mean(trained(space.sample(random.Random(seed), SIZE, band), seed) for seed in (1, 2, 3))
     assert searched >= uniform + 1.0

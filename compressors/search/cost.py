@@ -6,6 +6,7 @@ the positions of its operator and of its output width.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -20,6 +21,7 @@ Table: TypeAlias = NDArray[np.int64]
 Indices: TypeAlias = tuple[tuple[int, int], ...]
 
 _BUCKETS = 2000
+_REJECTED = 2000
 
 
 def macs_of(tables: Sequence[Table], indices: Indices) -> int:
@@ -70,6 +72,20 @@ def _followed(back: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]], width: 
         found.append((int(operator[before, width]), width))
         width = before
     return tuple(reversed(found))
+
+
+def sample(tables: Sequence[Table], rng: random.Random, band: tuple[float, float]) -> Indices:
+    """Return a network drawn uniformly among those within `band`, the least and the most multiply-accumulates.
+
+    Where 2,000 draws hit none, it is the best one under random scores: see `derive`.
+    """
+    for _ in range(_REJECTED):
+        drawn = tuple((rng.randrange(t.shape[0]), rng.randrange(t.shape[2])) for t in tables)
+        if band[0] <= macs_of(tables, drawn) <= band[1]:
+            return drawn
+    noise = np.random.default_rng(rng.getrandbits(64))
+    operators, widths = ([noise.gumbel(size=(table.shape[axis],)) for table in tables] for axis in (0, 2))
+    return derive(tables, operators, widths, int(band[1]), band[0] / band[1])
 
 
 def derive(

@@ -74,6 +74,7 @@ class Search:
         self.settings, self.images, self.size, self.budget = settings, images, size, budget
         self.space, self.device = settings.space, images.device
         self.tables = self.space.tables(size)
+        self.band = (math.ceil(settings.band * budget), budget)
         self.draw, choosing = split(settings.draw)
         self.teacher = teacher
         if isinstance(self.draw, DataDraw):
@@ -110,10 +111,8 @@ class Search:
         settings, found = self.settings, self.found
         self.supernet = self._learnt_supernet()
         task = Task(
-            self.space,
-            self.size,
             self.tables,
-            (math.ceil(settings.band * self.budget), self.budget),
+            self.band,
             self._score,
             self._learnt_logits,
             random.Random(settings.seed),
@@ -146,7 +145,8 @@ class Search:
         steps = settings.search_steps or 2 * settings.steps
         plan = settings.distiller(self.draw, steps, "supernet.safetensors").plan(False)
         weights = dict(supernet.weights.named_parameters())
-        self.training = SupernetTraining(supernet, self.teacher, weights, plan, self.identity)
+        training = SupernetTraining(supernet, self.teacher, weights, plan, self.identity)
+        self.training = training.prepare(self.size, self.band)
         course = self.training.run()
         self.found.supernet = asdict(course)
         if course.note:
@@ -159,7 +159,7 @@ class Search:
         steps = max(1, (settings.search_steps or 2 * settings.steps) * 3 // 7)
         plan = settings.distiller(self.draw, steps, "logits.safetensors").plan(False)
         training = GradientSearch(supernet, self.teacher, dict(supernet.named_parameters()), plan, self.identity)
-        course = training.prepare(self.budget, self.size).run()
+        course = training.prepare(self.size, self.band).run()
         if course.note:
             raise _Interrupted(f"search for logits {course.note}")
         return logs(supernet.operator_probabilities(1.0)), logs(supernet.width_probabilities(1.0))

@@ -106,6 +106,7 @@ def _draw(result: CompressedModel, teacher: nn.Module, path: Path) -> None:
     below.legend(fontsize=8, ncols=len(operators), loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
     for axes in (above, below):
         axes.set_ylabel("channels")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     below.set_xlabel("layer")
     figure.savefig(path, dpi=120)

@@ -16,7 +16,7 @@ from torch import nn
 from compressors.common.checks import check_choice
 from compressors.core.architecture import Architecture, register_architecture
 from compressors.errors import CompressionError
-from compressors.search.cost import Indices, Table, derive, extreme, macs_of
+from compressors.search.cost import Indices, Table, extreme, macs_of, sample
 from compressors.search.operators import ENLARGING, NORMS, OPERATORS, Layer, Slot, positions, template
 from compressors.search.student import OUTPUTS, Chain, Skip, Student
 
@@ -25,8 +25,6 @@ Genotype: TypeAlias = tuple[tuple[str, int], ...]
 
 Size: TypeAlias = tuple[int, int]
 """Rows and columns of an input image."""
-
-_REJECTED = 2000
 
 
 def make_divisible(value: float, divisor: int, least: int) -> int:
@@ -207,19 +205,8 @@ class SearchSpace:
         return next((genotype for genotype in found if self.macs(genotype, size) >= macs), found[-1])
 
     def sample(self, rng: random.Random, size: Size, band: tuple[float, float] | None = None) -> Genotype:
-        """Return a network drawn uniformly; with `band`, among those of so many multiply-accumulates.
-
-        Where 2,000 draws hit none within the band, it is the best one under random scores: see `derive`.
-        """
-        tables = self.tables(size)
-        for _ in range(_REJECTED):
-            drawn = tuple((rng.randrange(t.shape[0]), rng.randrange(t.shape[2])) for t in tables)
-            if band is None or band[0] <= macs_of(tables, drawn) <= band[1]:
-                return self.genotype(drawn)
-        assert band is not None
-        noise = np.random.default_rng(rng.getrandbits(64))
-        operators, widths = ([noise.gumbel(size=(table.shape[axis],)) for table in tables] for axis in (0, 2))
-        return self.genotype(derive(tables, operators, widths, int(band[1]), band[0] / band[1]))
+        """Return a network drawn uniformly; with `band`, among those of so many multiply-accumulates."""
+        return self.genotype(sample(self.tables(size), rng, band or (0, math.inf)))
 
     def build(self, genotype: Genotype) -> Student:
         """Return the network with fresh weights, by torch's own initialisation and generator."""

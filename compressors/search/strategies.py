@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from compressors.search.cost import Indices, Table, derive, macs_of
-from compressors.search.space import SearchSpace, Size
+from compressors.search.cost import Indices, Table, derive, macs_of, sample
 
 _MOST_MUTATIONS = 3
 # Candidates that differ in fewer layers are the same one for what a short training can tell.
@@ -28,9 +27,7 @@ class Task:
     """What a strategy works on.
 
     Attributes:
-        space: the search space.
-        size: of an input.
-        tables: `space.tables(size)`.
+        tables: multiply-accumulates of all networks.
         band: the least and the most multiply-accumulates.
         score: maps a network to its loss with the shared weights on inputs to choose by.
         learn_logits: trains logits; returns log probabilities of operators and of widths, by layer.
@@ -40,8 +37,6 @@ class Task:
         progress: whether to show a bar.
     """
 
-    space: SearchSpace
-    size: Size
     tables: list[Table]
     band: tuple[int, int]
     score: Callable[[Indices], float]
@@ -57,7 +52,7 @@ class Task:
 
     def sample(self) -> Indices:
         """Return a random network within the band, or the nearest below it."""
-        return self.space.indices(self.space.sample(self.rng, self.size, self.band))
+        return sample(self.tables, self.rng, self.band)
 
     def mutated(self, indices: Indices) -> Indices:
         """Return a network within the band that differs in one to three choices, or a random one."""

@@ -91,13 +91,9 @@ class Supernet(nn.Module):
         """Return the probability of each width of each layer."""
         return [functional.softmax(_LOGIT_SCALE * logits / temperature, 0) for logits in self.width_logits]
 
-    def drawn(self, rng: random.Random) -> Indices:
-        """Return a network drawn uniformly."""
-        return tuple((rng.randrange(len(o)), rng.randrange(len(w))) for o, w in self.logits())
-
-    def at_end(self, rng: random.Random, widest: bool) -> Indices:
-        """Return the widest or the narrowest network, its operators drawn uniformly."""
-        return tuple((rng.randrange(len(o)), len(w) - 1 if widest else 0) for o, w in self.logits())
+    def widest(self, rng: random.Random) -> Indices:
+        """Return the widest network, its operators drawn uniformly."""
+        return tuple((rng.randrange(len(operators)), len(widths) - 1) for operators, widths in self.logits())
 
     def logits(self) -> list[tuple[Tensor, Tensor]]:
         """Return the parameters of the logits of operators and of widths, by layer."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compressors.distil.training import HELD_OUT, Training
-from compressors.search.cost import Indices, expected_macs, macs_of
+from compressors.search.cost import Indices, expected_macs, macs_of, sample
 from compressors.search.space import Size
 from compressors.search.supernet import Supernet
 
@@ -24,21 +23,25 @@ _COST_WEIGHT = 0.25
 
 
 class SupernetTraining(Training):
-    """Trains the shared weights: each step, the widest, the narrowest and two random networks (the sandwich rule).
+    """Trains the shared weights: each step, the widest network and three random ones that meet the budget.
 
-    The first of several changes to AGD's procedure is that operators are drawn, not mixed, while weights are trained:
-    a network is then used as it will be.
+    AGD trains the widest, the narrowest and two of any size, and mixes operators. Here operators are drawn, so that a
+    network is used as it will be, and weights are not spent on networks that no budget asks for.
     """
 
     label = "supernet"
 
-    def _loss(self, model: nn.Module, inputs: tuple[Any, ...], targets: Any, step: int) -> Tensor:
-        rng = random.Random(self._seed(step))
-        return self._mean(self._paths(rng), inputs[0], targets[0])
+    def prepare(self, size: Size, band: tuple[int, int]) -> SupernetTraining:
+        """Set the least and the most multiply-accumulates, for one input of `size`, of networks to train."""
+        self.integer_tables, self.band = self.supernet.space.tables(size), band
+        return self
 
-    def _paths(self, rng: random.Random) -> Iterator[Indices]:
-        net = self.supernet
-        yield from (net.at_end(rng, widest=True), net.at_end(rng, widest=False), net.drawn(rng), net.drawn(rng))
+    def _loss(self, model: nn.Module, inputs: tuple[Any, ...], targets: Any, step: int) -> Tensor:
+        return self._mean(self._paths(random.Random(self._seed(step)), 3), inputs[0], targets[0])
+
+    def _paths(self, rng: random.Random, count: int) -> list[Indices]:
+        fitting = [sample(self.integer_tables, rng, self.band) for _ in range(count)]
+        return [self.supernet.widest(rng), *fitting]
 
     @property
     def supernet(self) -> Supernet:
@@ -46,7 +49,7 @@ class SupernetTraining(Training):
         assert isinstance(self.student, Supernet)
         return self.student
 
-    def _mean(self, paths: Iterator[Indices], images: Tensor, targets: Tensor) -> Tensor:
+    def _mean(self, paths: list[Indices], images: Tensor, targets: Tensor) -> Tensor:
         losses = [self.distance(self.supernet(images, path), targets) for path in paths]
         return torch.stack(losses).mean()
 
@@ -67,12 +70,12 @@ class GradientSearch(SupernetTraining):
 
     label = "logits"
 
-    def prepare(self, budget: int, size: Size) -> GradientSearch:
-        """Set the budget, in multiply-accumulates of one input of `size`."""
-        self.budget = budget
-        self.integer_tables = self.supernet.space.tables(size)
+    def prepare(self, size: Size, band: tuple[int, int]) -> GradientSearch:
+        """Set the band, whose end is the budget."""
+        super().prepare(size, band)
+        self.budget = band[1]
         self.tables = [torch.from_numpy(table).double().to(self.device) for table in self.integer_tables]
-        self.goal = max(_FIRST_GOAL * sum(float(table.max()) for table in self.tables), budget)
+        self.goal = max(_FIRST_GOAL * sum(float(table.max()) for table in self.tables), self.budget)
         return self
 
     def _train(self) -> None:
@@ -83,12 +86,12 @@ class GradientSearch(SupernetTraining):
         images, target = inputs[0], targets[0]
         rng = random.Random(self._seed(step))
         if step == HELD_OUT:
-            return self._mean(iter([self.most_probable()]), images, target)
+            return self._mean([self.most_probable()], images, target)
         half = max(1, len(images) // 2)
         progress = step / self.plan.steps
         temperature = _SOFT * (_SHARP / _SOFT) ** progress
         with self._noise(step):
-            paths = iter([self._by_logits(), *list(self._paths(rng))[:2]])
+            paths = [self._by_logits(), *self._paths(rng, 1)]
             weights = self._mean(paths, images[:half], target[:half])
             mixed = self.supernet.mixed(images[-half:], max(temperature, _LEAST_GUMBEL))
         distance = self.distance(mixed, target[-half:])
