@@ -198,7 +198,9 @@ def test_statistics_that_were_written_are_those_of_the_samples(sets, counting_ex
     statistics = create_statistics(**CALL, input=Arrays(sets[1]))
     save_statistics(statistics, tmp_path / "stats.npz")
     expected = calculate_metrics(**call, input2=Arrays(sets[1]))[FID]
-    assert calculate_metrics(**call, input2=str(tmp_path / "stats.npz"))[FID] == pytest.approx(expected, rel=1e-4)
+    found = calculate_metrics(**call, input2=str(tmp_path / "stats.npz"))[FID]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert calculate_metrics(**call, input2=statistics)[FID] == found
     with pytest.raises(
         ValueError, match='input2 are of layer "small" of counting, and fid is asked for with layer "wide"'
     ):

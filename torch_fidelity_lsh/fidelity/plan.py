@@ -300,6 +300,8 @@ def _layer(metric: str, extractor: str | None, call: dict[str, Any]) -> str:
 
 def _read_ready(side: int, jobs: list[Job], call: dict[str, Any]) -> dict[str, Features]:
     layers = {job.layer for job in jobs if side in sides_of([job.metric])}
+    if not layers:
+        return {}
     return {**inputs.read_features(call[f"input{side}"], layers, f"input{side}", call["features_max_bytes"])}
 
 
