@@ -26,7 +26,7 @@ Found = TypeVar("Found")
 
 
 def verdict(row: Row, reference: str, metric: str) -> str:
-    """Say which of precision and recall is shown to have fallen; the other may have fallen too, by less than it takes."""
+    """Say which of precision and recall is shown to have fallen; the other may have, by less than can be shown."""
     precision, recall = (_found(row.change(reference, score)).word == "loses" for score in PRECISION_RECALL[metric])
     return WORDS[recall + 2 * precision]
 
