@@ -258,13 +258,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="students of each arm; default 3")
     parser.add_argument("--steps", type=int, help="of a student; default 600, for emoji 3000")
     parser.add_argument("--teacher-steps", type=int, help="default 1200, for emoji 6000")
-    parser.add_argument("--quick", action="store_true", help="one seed, 10 steps of each, 200 held-out maps")
+    parser.add_argument("--quick", action="store_true", help="one seed, 10 steps of each, 100 held-out maps")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds, arguments.steps, arguments.teacher_steps = 1, 10, 10
 
     if arguments.data is None:
-        train, test = label_maps(4096, 0), label_maps(200 if arguments.quick else 1024, 1)
+        train, test = label_maps(4096, 0), label_maps(100 if arguments.quick else 1024, 1)
         settings = Settings(teacher_steps=arguments.teacher_steps or 1200, steps=arguments.steps or 600)
     else:
         train, test = emoji(arguments.data)

@@ -182,14 +182,14 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="face-dcgan-64.safetensors; default: the generator of digits")
     parser.add_argument("--rows", nargs="*", default=["*"], metavar="PATTERN", help='such as "W4*"; default all')
     parser.add_argument("--features", choices=("efficientnet-lite0", "pixels"), default="efficientnet-lite0")
-    parser.add_argument("--samples", type=int, default=2000, help="images per row; default 2000")
+    parser.add_argument("--samples", type=int, help="images per row; default 2000")
     parser.add_argument("--seed", type=int, default=1, help="the first one; default 1")
     parser.add_argument("--seeds", type=int, default=3, help="how many; default 3")
     parser.add_argument("--share", type=float, default=1.0, help="share of the steps of repair; default 1")
     parser.add_argument("--quick", action="store_true", help="one seed, a twentieth of the steps, 300 images")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.seeds, arguments.share, arguments.samples = 1, 0.05, 300
+        arguments.seeds, arguments.share = 1, 0.05
 
     if "pixels" not in FEATURE_EXTRACTORS_REGISTRY:
         register_feature_extractor("pixels", Pixels)
@@ -203,7 +203,7 @@ def main() -> None:
         models.mkdir(exist_ok=True)
         chosen = [label for label in rows if any(fnmatchcase(label, pattern) for pattern in arguments.rows)]
         settings = StudySettings(
-            samples=arguments.samples,
+            samples=arguments.samples or (300 if arguments.quick else 2000),
             metrics=("fid", "lsh", "lsh_knn"),
             references=("teacher",),
             output_range=(-1, 1),

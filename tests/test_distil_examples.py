@@ -82,7 +82,7 @@ def test_repaired_models_are_measured_from_their_files_in_any_features_and_not_m
         expected = example.made(label, rows, task, tmp_path / "models-1").model(*inputs)
         assert torch.equal(again.model(*inputs), expected)
     with pytest.raises(SystemExit, match="holds models of other settings"):
-        run("repair_gan", "--output", str(tmp_path), "--share", "0.5", "--weights", str(EXAMPLES / "missing"))
+        example.claim(tmp_path, {"share": 0.5})
 
 
 def test_students_of_four_ways_share_a_teacher_and_a_table(
@@ -98,11 +98,11 @@ def test_students_of_four_ways_share_a_teacher_and_a_table(
 
 
 def test_a_super_resolution_network_is_read_compressed_and_repaired(run: Any, tmp_path: Path) -> None:
-    spandrel = pytest.importorskip("spandrel.architectures.Compact")
+    compact = pytest.importorskip("spandrel.architectures.Compact")
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    network = spandrel.SRVGGNetCompact(num_feat=16, num_conv=2, upscale=4)
+    network = compact.Compact(num_feat=16, num_conv=2, upscale=4)
     save_file(network.state_dict(), tmp_path / "network.safetensors")
     (tmp_path / "train_lr").mkdir()
     for index in range(22):
