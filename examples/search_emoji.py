@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="emoji64.npz with the arrays google and twitter; default: label maps")
     parser.add_argument("--output", type=Path, default=Path("output/search-maps"), help="folder for the results")
-    parser.add_argument("--budget", type=float, default=0.08, help="share of the teacher's cost; default 0.08")
+    parser.add_argument("--budget", type=float, default=0.3, help="share of the teacher's cost; default 0.3")
     parser.add_argument("--seeds", type=int, default=2, help="students of each kind; default 2")
     parser.add_argument("--steps", type=int, help="of each student; default 600, for emoji 2000")
     parser.add_argument("--teacher-steps", type=int, help="default 1200, for emoji 6000")
