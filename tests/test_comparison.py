@@ -36,6 +36,14 @@ def test_a_generator_that_drops_modes_keeps_precision_and_loses_recall(metric):
     assert ", loses recall: -0." in result.verdict
 
 
+@METRICS
+def test_a_difference_beyond_minus_one_lies_in_its_interval(metric):
+    _, b, real = draw(0)
+    differences = [compare(b + 100, b, each, metric=metric).recall for each in (real, b + 1e-3)]
+    assert min(difference.value for difference in differences) < -1
+    assert all(low <= each.value <= high for each in differences for low, high in [each.interval])
+
+
 def test_the_numbers_are_those_of_separate_calls():
     a, b, real = draw(1, kept_a=5)
     result = compare(a, b, real, LSHConfig(seed=3), metric="lsh")

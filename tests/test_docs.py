@@ -24,7 +24,7 @@ from torch import nn
 
 import torch_fidelity_lsh
 from compressors import study
-from torch_fidelity_lsh import cli, streaming
+from torch_fidelity_lsh import cli, streaming, watch
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -88,6 +88,7 @@ def workplace(
         monkeypatch.setattr(module, "calculate_metrics", calculate_offline)
     streamed = streaming.LSHPrecisionRecall
     monkeypatch.setattr(streaming, "LSHPrecisionRecall", lambda _, **options: streamed(OFFLINE, **options))
+    monkeypatch.setattr(watch, "watch", partial(watch.watch, feature_extractor=OFFLINE))
     settings = partial(study.StudySettings, feature_extractor=OFFLINE, samples=24)
     monkeypatch.setattr(study, "StudySettings", settings)
     images = {name: torch.from_numpy(samples[name]).permute(0, 3, 1, 2) for name in samples if "images" in name}

@@ -147,7 +147,7 @@ def test_a_study_shows_table_pictures_and_the_same_latents_in_every_row(tmp_path
     parsed = Page(tmp_path / "report.html")
     assert len(parsed.images()) == 3
     assert "W4 <b>" in parsed.text
-    assert "0.910 [0.400, 1.000]" in parsed.text
+    assert "0.91 [0.40, 1.00]" in parsed.text
     assert "W2: failed: returned <NaN>" in parsed.text
 
 

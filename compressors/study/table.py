@@ -126,11 +126,7 @@ class Row:
     def change(self, reference: str, score: Score) -> Change | None:
         """Return how a score differs from that of the uncompressed model; None if that was not measured."""
         found = self.changes.get(reference, {}).get(score.key)
-        if found is None:
-            return None
-        low, high = found["ci_low"], found["ci_high"]
-        # The value is of scores before they are clipped, the interval lies within [-1, 1].
-        return Change(min(max(found["value"], low), high), low, high, found["word"])
+        return None if found is None else Change(found["value"], found["ci_low"], found["ci_high"], found["word"])
 
 
 @dataclass(frozen=True)

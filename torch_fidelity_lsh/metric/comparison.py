@@ -40,8 +40,8 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval, within [-1, 1]."""
-        return max(-1.0, self.value - 1.96 * self.stderr), min(1.0, self.value + 1.96 * self.stderr)
+        """The 95 % confidence interval; like the value it may reach beyond [-1, 1]."""
+        return self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
 
     @property
     def word(self) -> str:
