@@ -133,6 +133,9 @@ def draw(rows: list[Row], path: Path) -> None:
     for panel in (by_tables, by_samples, values):
         panel.set_xscale("log")
         panel.grid(alpha=0.3)
+    counts = sorted({row["tables"] for row in rows if row["section"] == "tables"})
+    by_tables.set_xticks(counts, [str(count) for count in counts])
+    by_tables.minorticks_off()
     values.legend(fontsize=8)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
