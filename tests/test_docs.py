@@ -25,6 +25,7 @@ from torch import nn
 import torch_fidelity_lsh
 from compressors import study
 from torch_fidelity_lsh import cli, streaming, watch
+from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -93,6 +94,9 @@ def workplace(
     monkeypatch.setattr(study, "StudySettings", settings)
     images = {name: torch.from_numpy(samples[name]).permute(0, 3, 1, 2) for name in samples if "images" in name}
     features = {f"features_{name}": torch.from_numpy(samples[name]) for name in ("generated", "real")}
+    # A page registers this metric, which is gone again after the test.
+    monkeypatch.setitem(METRICS_REGISTRY, "means", None)
+    monkeypatch.delitem(METRICS_REGISTRY, "means")
     return {**images, **features, "generator": make_generator(), "make_generator": make_generator}
 
 
