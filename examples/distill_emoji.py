@@ -250,6 +250,25 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def task(
+    data: Path | None, maps: tuple[int, int], emoji_steps: int, steps: int | None, teacher_steps: int | None
+) -> tuple[Pairs, Pairs, Settings]:
+    """Return pairs to train on, held-out pairs, and settings.
+
+    Args:
+        data: file of emoji; None for drawn label maps.
+        maps: how many label maps to draw of both kinds.
+        emoji_steps: default steps of a student of emoji.
+        steps: of a student, in place of the default.
+        teacher_steps: of the teacher, likewise.
+    """
+    if data is None:
+        settings = Settings(teacher_steps=teacher_steps or 1200, steps=steps or 600)
+        return label_maps(maps[0], 0), label_maps(maps[1], 1), settings
+    settings = Settings(32, 6, 3, patch=8, teacher_steps=teacher_steps or 6000, steps=steps or emoji_steps, rate=5e-4)
+    return *emoji(data), settings
+
+
 def main() -> None:
     """Train the teacher and all students, measure, write table and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -263,14 +282,8 @@ def main() -> None:
     if arguments.quick:
         arguments.seeds, arguments.steps, arguments.teacher_steps = 1, 10, 10
 
-    if arguments.data is None:
-        train, test = label_maps(4096, 0), label_maps(100 if arguments.quick else 1024, 1)
-        settings = Settings(teacher_steps=arguments.teacher_steps or 1200, steps=arguments.steps or 600)
-    else:
-        train, test = emoji(arguments.data)
-        settings = Settings(
-            32, 6, 3, patch=8, teacher_steps=arguments.teacher_steps or 6000, steps=arguments.steps or 3000, rate=5e-4
-        )
+    maps = (4096, 100 if arguments.quick else 1024)
+    train, test, settings = task(arguments.data, maps, 3000, arguments.steps, arguments.teacher_steps)
     claim(arguments.output, {**asdict(settings), "emoji": arguments.data is not None})
     teacher = train_teacher(settings, train, 0, arguments.output / "teacher.safetensors")
     example = (test.inputs[:1],)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill_emoji import Images, Settings, emoji, generate, label_maps, measure, summary, train_student, train_teacher
+from distill_emoji import Images, Settings, generate, measure, summary, task, train_student, train_teacher
 from kept import claim
 from torch import Tensor, nn
 from torchvision.utils import save_image
@@ -59,14 +59,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds, arguments.steps, arguments.teacher_steps = 1, 10, 10
-    if arguments.data is None:
-        train, test = label_maps(512 if arguments.quick else 4096, 0), label_maps(200 if arguments.quick else 1024, 1)
-        settings = Settings(teacher_steps=arguments.teacher_steps or 1200, steps=arguments.steps or 600)
-    else:
-        train, test = emoji(arguments.data)
-        settings = Settings(
-            32, 6, 3, patch=8, teacher_steps=arguments.teacher_steps or 6000, steps=arguments.steps or 2000, rate=5e-4
-        )
+    maps = (512, 200) if arguments.quick else (4096, 1024)
+    train, test, settings = task(arguments.data, maps, 2000, arguments.steps, arguments.teacher_steps)
     claim(arguments.output, {**asdict(settings), "emoji": arguments.data is not None, "budget": arguments.budget})
     teacher = train_teacher(settings, train, 0, arguments.output / "teacher.safetensors")
     example = (test.inputs[:1],)

@@ -210,14 +210,21 @@ _INDEX_OPTIONS = (
 )
 
 
-def make_index_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``fidelity-lsh index``: upstream's options of one input and of feature extraction."""
-    parser = argparse.ArgumentParser(
-        "fidelity-lsh index",
-        description="Reduce one set of samples to a small file, to be --input2 of many calls with --lsh or --lsh-knn, "
-        "or write it as other tools read it.",
+def _subcommand_parser(name: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        f"fidelity-lsh {name}",
+        description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
+    )
+
+
+def make_index_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``fidelity-lsh index``: upstream's options of one input and of feature extraction."""
+    parser = _subcommand_parser(
+        "index",
+        "Reduce one set of samples to a small file, to be --input2 of many calls with --lsh or --lsh-knn, "
+        "or write it as other tools read it.",
     )
     parser.add_argument("--input", required=True, help="the samples: whatever --input2 of fidelity-lsh takes")
     parser.add_argument("--output", required=True, help="file to write, ending in .safetensors, or .npz")
@@ -234,11 +241,9 @@ def make_index_parser() -> argparse.ArgumentParser:
 
 def make_compare_parser() -> argparse.ArgumentParser:
     """Return the parser of ``fidelity-lsh compare``."""
-    parser = argparse.ArgumentParser(
-        "fidelity-lsh compare",
-        description="Compare two generators with the same real samples: differences with 95 % confidence intervals.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+    parser = _subcommand_parser(
+        "compare",
+        "Compare two generators with the same real samples: differences with 95 % confidence intervals.",
     )
     inputs = {"input1": "the generated samples", "against": "those of the other generator", "input2": "the real ones"}
     for name, samples in inputs.items():
@@ -254,11 +259,9 @@ def make_compare_parser() -> argparse.ArgumentParser:
 
 def make_classes_parser() -> argparse.ArgumentParser:
     """Return the parser of ``fidelity-lsh classes``."""
-    parser = argparse.ArgumentParser(
-        "fidelity-lsh classes",
-        description="Precision and recall of each class, with 95 % confidence intervals; the five worst are printed.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+    parser = _subcommand_parser(
+        "classes",
+        "Precision and recall of each class, with 95 % confidence intervals; the five worst are printed.",
     )
     inputs = {"1": "the generated samples", "2": "the real ones"}
     for side, samples in inputs.items():
@@ -271,11 +274,9 @@ def make_classes_parser() -> argparse.ArgumentParser:
 
 def make_memorization_parser() -> argparse.ArgumentParser:
     """Return the parser of ``fidelity-lsh memorization``."""
-    parser = argparse.ArgumentParser(
-        "fidelity-lsh memorization",
-        description="Share of generated samples that are copies of training samples, with a 95 % confidence interval.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+    parser = _subcommand_parser(
+        "memorization",
+        "Share of generated samples that are copies of training samples, with a 95 % confidence interval.",
     )
     inputs = ("the generated samples", "what the generator was trained on", "real samples that it was not trained on")
     for side, samples in enumerate(inputs, start=1):

@@ -53,17 +53,12 @@ class SearchSettings:
                 f"space must be a SearchSpace, such as cyclegan(); got {type(self.space).__name__}. For a generator "
                 "that no space fits, search_widths needs none"
             )
-        check_budget(self.budget)
-        for name in ("steps", "trials", "population", "generations", "batch_size", "held_out"):
-            check_count(name, getattr(self, name))
-        for name in ("search_steps", "trial_steps"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+        check_common(self)
+        if self.search_steps is not None:
+            check_count("search_steps", self.search_steps)
         check_choice("strategy", self.strategy, tuple(STRATEGIES))
         check_choice("gate", self.gate, ("mask", "scalar"))
         check_share("band", self.band, end=False)
-        if self.folder is not None and not Path(self.folder).is_dir():
-            raise CompressionError(f"folder: {self.folder} does not exist")
 
     def distiller(self, draw: Draw, steps: int, name: str) -> Distiller:
         """Return what trains a network from scratch for `steps` batches, resumed from the file `name`."""
@@ -84,7 +79,28 @@ class SearchSettings:
 
     def file(self, name: str) -> Path | None:
         """Return the path of a file to resume from, if there is a folder."""
-        return None if self.folder is None else Path(self.folder) / name
+        return file_in(self.folder, name)
+
+
+def check_common(settings: Any) -> None:
+    """Raise `CompressionError` unless what every search has is usable: budget, counts, folder."""
+    check_budget(settings.budget)
+    for name in ("steps", "trials", "population", "generations", "batch_size", "held_out"):
+        check_count(name, getattr(settings, name))
+    if settings.trial_steps is not None:
+        check_count("trial_steps", settings.trial_steps)
+    if settings.folder is not None and not Path(settings.folder).is_dir():
+        raise CompressionError(f"folder: {settings.folder} does not exist")
+
+
+def file_in(folder: str | Path | None, name: str) -> Path | None:
+    """Return the path of a file to resume from, if there is a folder."""
+    return None if folder is None else Path(folder) / name
+
+
+def label_of(budget: int | float) -> str:
+    """Return a budget in short: "0.25", or "110.9G"."""
+    return f"{budget:g}" if isinstance(budget, float) else f"{budget / 1e9:.4g}G"
 
 
 def check_budget(budget: Any) -> None:

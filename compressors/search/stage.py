@@ -18,7 +18,7 @@ from compressors.core.stage import Stage, Work
 from compressors.errors import CompressionError
 from compressors.search.data import example
 from compressors.search.procedure import Found, Search
-from compressors.search.settings import SearchSettings, resolved
+from compressors.search.settings import SearchSettings, label_of, resolved
 from compressors.search.space import SearchSpace, Size
 
 
@@ -71,8 +71,7 @@ class ArchitectureSearch(SearchSettings, Stage):
     @property
     def name(self) -> str:
         """A short label, such as "search 0.25" or "search 110.9G"."""
-        budget = f"{self.budget:g}" if isinstance(self.budget, float) else f"{self.budget / 1e9:.4g}G"
-        return f"search {budget}" if self.genotype is None else "train from scratch"
+        return f"search {label_of(self.budget)}" if self.genotype is None else "train from scratch"
 
     def _apply(self, work: Work) -> Work:
         teacher = work.model

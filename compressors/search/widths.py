@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from compressors.common.bake import baked_copy
-from compressors.common.checks import check_count
 from compressors.common.generation import SEED, Draw, drawn
 from compressors.common.measure import Inputs, count_macs, run
 from compressors.core.model import CompressedModel
@@ -24,7 +23,7 @@ from compressors.errors import CompressionError
 from compressors.prune.pruner import ChannelPruner
 from compressors.search.data import example, split
 from compressors.search.groups import FEWEST, ChannelGroups, Counts
-from compressors.search.settings import check_budget, resolved
+from compressors.search.settings import check_common, file_in, label_of, resolved
 from compressors.search.strategies import distinct, evolve
 
 
@@ -86,20 +85,12 @@ class WidthSearch(Stage):
     progress: bool = True
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
-        for name in ("steps", "trials", "population", "generations", "batch_size", "held_out"):
-            check_count(name, getattr(self, name))
-        if self.trial_steps is not None:
-            check_count("trial_steps", self.trial_steps)
-        if self.folder is not None and not Path(self.folder).is_dir():
-            raise CompressionError(f"folder: {self.folder} does not exist")
+        check_common(self)
 
     @property
     def name(self) -> str:
         """A short label, such as "search widths 0.25"."""
-        return "search widths " + (
-            f"{self.budget:g}" if isinstance(self.budget, float) else f"{self.budget / 1e9:.4g}G"
-        )
+        return f"search widths {label_of(self.budget)}"
 
     def _apply(self, work: Work) -> Work:
         draw, _ = split(self.draw)
@@ -173,7 +164,7 @@ class WidthSearch(Stage):
             self.loss,
             self.terms,
             held_out=self.held_out,
-            checkpoint=None if self.folder is None else Path(self.folder) / name,
+            checkpoint=file_in(self.folder, name),
             progress=self.progress,
         )
 
