@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from compression_study import SHIPPED
+from device import DEVICE
 from gans import load_generator
 from kept import claim
 from models import face_dcgan, load_dcgan
@@ -34,7 +35,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 
 from compressors import ChannelPruner, CompressedModel, Compressor, Distiller, Quantizer
 from compressors.common.files import digest, write_json
-from compressors.common.generation import Draw
+from compressors.common.generation import Draw, drawn
 from compressors.distil import RelationLoss
 from compressors.study import StudySettings, Table, run_study
 
@@ -61,7 +62,7 @@ class Task:
     """A generator, how to draw its latents, and how long to repair it.
 
     Attributes:
-        generator: in eval mode; images -1 to 1.
+        generator: in eval mode, on `DEVICE`; images -1 to 1.
         draw: latents of n samples.
         ratio: share of channels that the rows prune.
         steps: of repair.
@@ -80,7 +81,9 @@ class Task:
 def digits() -> Task:
     """Return the task of the generator that ships with the examples."""
     generator, gan, _ = load_generator(SHIPPED)
-    return Task(generator, gan.draw, ratio=0.5, steps=Steps(2000, 300, 300), batch_size=32, rates=(None, None))
+    return Task(
+        generator.to(DEVICE), gan.draw, ratio=0.5, steps=Steps(2000, 300, 300), batch_size=32, rates=(None, None)
+    )
 
 
 def faces(weights: Path) -> Task:
@@ -89,7 +92,7 @@ def faces(weights: Path) -> Task:
     def draw(n: int, random: torch.Generator) -> tuple[torch.Tensor]:
         return (torch.randn(n, 100, generator=random),)
 
-    generator = load_dcgan(weights, face_dcgan())
+    generator = load_dcgan(weights, face_dcgan()).to(DEVICE)
     return Task(generator, draw, ratio=0.3, steps=Steps(1500, 300, 600), batch_size=16, rates=(5e-4, 1e-4))
 
 
@@ -131,7 +134,7 @@ def made(label: str, rows: Ways, task: Task, folder: Path) -> CompressedModel:
     start, way = rows[label]
     path = folder / f"{label.replace(' ', '_').replace(',', '').replace('%', '')}.safetensors"
     if not (isinstance(way, Distiller) and path.is_file()):
-        inputs = task.draw(8, torch.Generator().manual_seed(0))
+        inputs = drawn(task.draw, 8, torch.Generator().manual_seed(0), DEVICE)
         before = task.generator if start is None else made(start, rows, task, folder)
         model = way.compress(before, inputs, teacher=task.generator)
         if not isinstance(way, Distiller):

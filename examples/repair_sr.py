@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device import DEVICE
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,6 +31,7 @@ from torchvision.io import ImageReadMode, read_image
 
 from compressors import ChannelPruner, CompressedModel, Compressor, Distiller, Quantizer
 from compressors.common.files import write_json
+from compressors.common.generation import drawn
 from compressors.common.text import versions
 
 SCALE = 4
@@ -38,11 +40,11 @@ HELD_OUT = 20
 
 
 def load_network(path: Path) -> nn.Module:
-    """Return the network of a file of weights, in single precision and eval mode: images 0 to 1."""
+    """Return the network of a file of weights, in single precision and eval mode, on `DEVICE`: images 0 to 1."""
     from spandrel import ModelLoader
 
     state = {key: value.float() for key, value in load_file(path).items()}
-    return ModelLoader().load_from_state_dict(state).model.eval()
+    return ModelLoader().load_from_state_dict(state).model.eval().to(DEVICE)
 
 
 def image(path: Path) -> Tensor:
@@ -82,7 +84,7 @@ def psnr(first: Tensor, second: Tensor) -> float:
 
 def luma(images: Tensor) -> Tensor:
     """Return Y of YCbCr (ITU-R BT.601) of images B x 3 x H x W, 0 to 1, without a border of 4 pixels."""
-    weights = torch.tensor([65.481, 128.553, 24.966]).view(3, 1, 1) / 255
+    weights = torch.tensor([65.481, 128.553, 24.966], device=images.device).view(3, 1, 1) / 255
     return ((images * weights).sum(1) + 16 / 255)[:, SCALE:-SCALE, SCALE:-SCALE]
 
 
@@ -95,8 +97,11 @@ def upscaled(model: nn.Module, low: Tensor) -> Tensor:
 def y_psnr(model: nn.Module, folder: Path) -> float:
     """Return the mean Y-PSNR over the pairs of images in a folder."""
     pairs = [(path, path.with_name(path.name.replace("_LR", "_HR"))) for path in sorted(folder.glob("*_LR.png"))]
-    values = [psnr(luma(upscaled(model, image(low)[None])), luma(image(high)[None])) for low, high in pairs]
-    return sum(values) / len(values)
+    values = [
+        psnr(luma(upscaled(model, image(low)[None].to(DEVICE))), luma(image(high)[None].to(DEVICE)))
+        for low, high in pairs
+    ]
+    return statistics.mean(values)
 
 
 class Bicubic(nn.Module):
@@ -165,7 +170,7 @@ def main() -> None:
     if len(images) <= HELD_OUT:
         parser.error(f"--data: {arguments.data / 'train_lr'} must hold more than {HELD_OUT} PNG; got {len(images)}")
     draw = Crops(images[:-HELD_OUT], 24)
-    (held_out,) = Crops(images[-HELD_OUT:], 40)(16, torch.Generator().manual_seed(0))
+    (held_out,) = drawn(Crops(images[-HELD_OUT:], 40), 16, torch.Generator().manual_seed(0), DEVICE)
     bench = Bench(load_network(arguments.weights), held_out, [arguments.data / name for name in arguments.sets])
     arguments.output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -183,7 +188,7 @@ def main() -> None:
     }
     chosen = [label for label in ways if any(fnmatchcase(label, pattern) for pattern in arguments.rows)]
     for label, seed in product(chosen, range(arguments.seed, arguments.seed + arguments.seeds)):
-        inputs = draw(2, torch.Generator().manual_seed(seed))
+        inputs = drawn(draw, 2, torch.Generator().manual_seed(seed), DEVICE)
         path = arguments.output / f"{label.replace(' ', '_')}-{seed}.safetensors"
         broken = ways[label].compress(bench.teacher, inputs)
         add(label, seed, **bench.measure(broken.model), **save(broken, path))

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any
 
 import torch
+from device import DEVICE
 from gans import GANSettings, discriminator
 from torch import Tensor
 from torch.nn import functional
@@ -102,11 +103,10 @@ class Arm:
 
     def __init__(self, label: str, settings: Settings, images: Tensor, seed: int) -> None:
         torch.manual_seed(seed)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         gan = settings.gan(images.shape[1])
-        self.label, self.settings, self.images, self.device = label, settings, images, device
-        self.generator = gan.generator().to(device, memory_format=torch.channels_last)
-        self.critic = discriminator(gan.channels, settings.critic).to(device, memory_format=torch.channels_last)
+        self.label, self.settings, self.images = label, settings, images
+        self.generator = gan.generator().to(DEVICE, memory_format=torch.channels_last)
+        self.critic = discriminator(gan.channels, settings.critic).to(DEVICE, memory_format=torch.channels_last)
         self.generator_optimizer = Adam(self.generator.parameters(), settings.rate, betas=(0.0, 0.9))
         self.critic_optimizer = Adam(self.critic.parameters(), settings.critic_rate, betas=(0.0, 0.9))
         self.random = torch.Generator().manual_seed(seed)
@@ -160,9 +160,9 @@ class Arm:
 
     def latents(self) -> Tensor:
         """Draw a batch of latents."""
-        return torch.randn(self.settings.batch, self.settings.latent, generator=self.random).to(self.device)
+        return torch.randn(self.settings.batch, self.settings.latent, generator=self.random).to(DEVICE)
 
     def real(self) -> Tensor:
         """Draw a batch of real images, float, -1 to 1."""
         chosen = torch.randint(len(self.images), (self.settings.batch,), generator=self.random)
-        return self.images[chosen].to(self.device) / 127.5 - 1
+        return self.images[chosen].to(DEVICE) / 127.5 - 1

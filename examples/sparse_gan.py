@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from data import DATA, load_images
+from device import DEVICE
 from sparse_arms import DENSE, Arm, Settings, arms
 from sparse_report import write_report
 from torch import Tensor
@@ -50,11 +51,10 @@ class Bench:
 
     def __init__(self, settings: Settings, images: Tensor, folder: Path, baselines: Sequence[str]) -> None:
         self.gan, self.folder, self.baselines = settings.gan(images.shape[1]), folder, baselines
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.settings = StudySettings(
             samples=settings.samples, output_range=(-1, 1), feature_extractor=EXTRACTOR, batch_size=100
         )
-        self.reference = extract_features(images[: settings.samples], self.settings, self.device)
+        self.reference = extract_features(images[: settings.samples], self.settings, DEVICE)
 
     def measure(self, label: str, seed: int) -> None:
         """Write distance, precision and recall of a kept generator, and how it differs from the baselines."""
@@ -79,12 +79,12 @@ class Bench:
         if kept is not None:
             return kept
         generator = self.folder / "runs" / path.name
-        model = CompressedModel.load(generator, self.gan.generator).model.to(self.device)
-        latents = drawn_batches(self.gan.draw, self.settings.samples, 100, self.settings.seed, self.device)
+        model = CompressedModel.load(generator, self.gan.generator).model.to(DEVICE)
+        latents = drawn_batches(self.gan.draw, self.settings.samples, 100, self.settings.seed, DEVICE)
         images = torch.cat([*generated(model, latents, self.settings.output_range, self.settings.seed)])
         with whole_file(path.with_suffix(".png")) as temporary:
             save_image(images[:16].float().cpu() / 255, temporary, nrow=16, padding=1)
-        return write_features(path, extract_features(images, self.settings, self.device))
+        return write_features(path, extract_features(images, self.settings, DEVICE))
 
 
 def _numbers(comparisons: Iterable[Comparison]) -> dict[str, Any]:

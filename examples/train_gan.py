@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from data import DATA, load_images
+from device import DEVICE
 from gans import ARCHITECTURES, GANSettings, discriminator, save_generator
 from torch import Tensor, nn
 from torch.nn import functional
@@ -169,7 +170,6 @@ def train(training: Training, images: Tensor, checkpoint: Path) -> dict[str, flo
 def main() -> None:
     """Train and write the results."""
     arguments = _arguments()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = load_images(arguments.data, arguments.data_root)
     gan = GANSettings(arguments.arch, images.shape[1], arguments.width, arguments.latent)
     steps = 20 if arguments.quick else arguments.steps
@@ -186,7 +186,7 @@ def main() -> None:
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
 
-    training = Training(gan, settings, device)
+    training = Training(gan, settings, DEVICE)
     checkpoint = output / "checkpoint.safetensors"
     if checkpoint.is_file():
         try:
