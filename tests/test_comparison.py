@@ -34,6 +34,7 @@ def test_a_generator_that_drops_modes_keeps_precision_and_loses_recall(metric):
     assert result.precision.word != "loses"
     assert result.verdict.startswith(f"A {result.precision.word} precision: ")
     assert ", loses recall: -0." in result.verdict
+    assert str(result) == f"{result.metric}: {result.verdict}"
 
 
 @METRICS

@@ -26,6 +26,9 @@ PICTURED = 64
 
 _STRIP = 8  # Samples in a line of a row's picture; the picture of all rows shows the first line of each.
 
+_WIDTH = 4.6
+"""Of one drawing, in inches; a column of the legend has as much."""
+
 Knob: TypeAlias = Literal["bits", "ratio"]
 Pair: TypeAlias = tuple[Score, Score]
 
@@ -123,7 +126,7 @@ def _draw_along(axes: Axes, table: Table, reference: str, score: Score, knob: Kn
         values = np.array([row.estimate(reference, score) for row in rows])
         positions = [steps.index(getattr(row, knob) or float_at) for row in rows]
         axes.errorbar(positions, values[:, 0], _bars(values), marker=".", capsize=2, label=label)
-    axes.set_xticks(range(len(steps)), ["float" if step == float_at else f"{step:g}" for step in steps])
+    axes.set_xticks(range(len(steps)), ["float" if step == float_at else f"{step:.3g}" for step in steps])
     axes.set(xlabel=_AXIS[knob], ylabel=score.title, ylim=(-0.03, 1.03))
 
 
@@ -174,7 +177,7 @@ def _quality(table: Table, reference: str) -> list[Score]:
 
 
 def _grid(lines: int, columns: int) -> tuple[Figure, np.ndarray[tuple[int, int], np.dtype[np.object_]]]:
-    figure = Figure(figsize=(4.6 * columns, 3.6 * lines), layout="constrained")
+    figure = Figure(figsize=(_WIDTH * columns, 3.6 * lines), layout="constrained")
     return figure, figure.subplots(lines, columns, squeeze=False)
 
 
@@ -187,7 +190,8 @@ def _finished(figure: Figure, title: str) -> Figure:
         axes.set_visible(bool(drawn))
         axes.grid(alpha=0.3)
     figure.suptitle(title)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize="small")
+    columns = int(figure.get_figwidth() / _WIDTH)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize="small")
     return figure
 
 

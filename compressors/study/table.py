@@ -250,8 +250,8 @@ def _checksum(content: Any) -> str:
 
 def _cells(row: Row, reference: str, shown: list[Score]) -> tuple[str, ...]:
     sizes = (
-        _number(row.bits, "g"),
-        _number(row.ratio, "g"),
+        _number(row.bits, ".3g"),
+        _number(row.ratio, ".3g"),
         _number(row.parameters, ","),
         _number(row.macs, ","),
         _number(None if row.bytes is None else row.bytes / 1000, ",.0f"),

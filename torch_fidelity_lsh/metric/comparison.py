@@ -86,6 +86,9 @@ class Comparison:
         parts = [(getattr(self, name).word, name, str(getattr(self, name))) for name in ("precision", "recall")]
         return "A " + ", ".join(f"{word} {name}: {numbers}" for word, name, numbers in parts)
 
+    def __str__(self) -> str:
+        return f"{self.metric}: {self.verdict}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers, as JSON takes them."""
         numbers: dict[str, Any] = {"metric": self.metric, "paired": self.paired, "verdict": self.verdict}
