@@ -54,8 +54,12 @@ class Pairs:
 
     def batch(self, size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw a batch."""
-        chosen = torch.randint(len(self.inputs), (size,), generator=random)
+        chosen = torch.randint(len(self.inputs), (size,), generator=random).to(self.inputs.device)
         return self.inputs[chosen], self.targets[chosen]
+
+    def to(self, device: str) -> Pairs:
+        """Return them on a device."""
+        return Pairs(self.inputs.to(device), self.targets.to(device))
 
 
 def label_maps(count: int, seed: int, size: int = 24) -> Pairs:
@@ -127,7 +131,8 @@ class GAN:
     """A generator in training beside a discriminator of pairs: hinge loss, and 10 L1 to the true images."""
 
     def __init__(self, generator: nn.Module, steps: int, rate: float) -> None:
-        self.generator, self.discriminator = generator, patchgan(6, 16, layers=2)
+        device = next(generator.parameters()).device
+        self.generator, self.discriminator = generator, patchgan(6, 16, layers=2).to(device)
         self.optimizers = [Decaying(network, steps, rate) for network in (generator, self.discriminator)]
 
     def step(self, inputs: Tensor, targets: Tensor) -> None:
@@ -155,9 +160,9 @@ class Decaying:
 
 
 def train_teacher(settings: Settings, pairs: Pairs, seed: int, path: Path) -> nn.Module:
-    """Return the teacher in eval mode, from its file where there is one."""
+    """Return the teacher in eval mode, on the device of `pairs`, from its file where there is one."""
     torch.manual_seed(seed)
-    teacher = settings.teacher()
+    teacher = settings.teacher().to(pairs.inputs.device)
     if not path.is_file():
         gan, random = GAN(teacher, settings.teacher_steps, settings.rate), torch.Generator().manual_seed(seed)
         for _ in tqdm(range(settings.teacher_steps), desc="teacher", unit="step"):
@@ -168,8 +173,8 @@ def train_teacher(settings: Settings, pairs: Pairs, seed: int, path: Path) -> nn
 
 
 def train_student(arm: str, settings: Settings, teacher: nn.Module, pairs: Pairs, seed: int) -> nn.Module:
-    """Return a student that was trained in one of `ARMS`."""
-    student, random = settings.student(seed), torch.Generator().manual_seed(seed)
+    """Return a student that was trained in one of `ARMS`, on the device of `pairs`."""
+    student, random = settings.student(seed).to(pairs.inputs.device), torch.Generator().manual_seed(seed)
     bar = tqdm(range(settings.steps), desc=f"{arm}, seed {seed}", unit="step")
     if arm == "plain":
         gan = GAN(student, settings.steps, settings.rate)
@@ -178,7 +183,7 @@ def train_student(arm: str, settings: Settings, teacher: nn.Module, pairs: Pairs
         return student.eval()
     weights = Weights(pixel=10, relation=1 if "CRD" in arm else 0, gan=0.05 if arm == ARMS[3] else 0)
     optimizer = Decaying(student, settings.steps, settings.rate)
-    online = GAN(settings.teacher(), settings.steps, settings.rate) if weights.gan else None
+    online = GAN(settings.teacher().to(pairs.inputs.device), settings.steps, settings.rate) if weights.gan else None
     distiller = CRDDistiller(
         teacher if online is None else online.generator,
         student,
@@ -202,7 +207,7 @@ class Images(Dataset[Tensor]):
     """Images -1 to 1 as torch-fidelity takes them."""
 
     def __init__(self, images: Tensor) -> None:
-        self.images = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        self.images = ((images.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -213,23 +218,26 @@ class Images(Dataset[Tensor]):
 
 @torch.no_grad()
 def generate(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return what a model makes of all inputs."""
-    return torch.cat([model(batch) for batch in inputs.split(64)])
+    """Return what a model makes of all inputs, which are on its device; on the CPU."""
+    return torch.cat([model(batch).cpu() for batch in inputs.split(64)])
 
 
 def measure(images: Tensor, test: Pairs) -> dict[str, float]:
-    """Return held-out error, FID and the metrics with the half-widths of their intervals."""
+    """Return held-out error, FID and the metrics with the half-widths of their intervals.
+
+    Features are extracted where `test` is.
+    """
     found = calculate_metrics(
         input1=Images(images),
         input2=Images(test.targets),
         feature_extractor="efficientnet-lite0",
-        cuda=False,
+        cuda=test.inputs.is_cuda,
         fid=True,
         lsh=True,
         lsh_knn=True,
         verbose=False,
     )
-    row = {"MSE": float((images - test.targets).square().mean()), "FID": found["frechet_inception_distance"]}
+    row = {"MSE": float((images - test.targets.cpu()).square().mean()), "FID": found["frechet_inception_distance"]}
     for metric in METRICS:
         row[metric] = found[metric]
         row[f"{metric} ±"] = (found[f"{metric}_ci_high"] - found[f"{metric}_ci_low"]) / 2
@@ -237,13 +245,13 @@ def measure(images: Tensor, test: Pairs) -> dict[str, float]:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Return a table: the mean over seeds and, behind ±, the standard deviation."""
+    """Return a table of arms: the mean over seeds and, behind ±, the standard deviation."""
     columns = ("MSE", "FID", *METRICS)
     lines = ["| arm | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for arm in dict.fromkeys(row["arm"] for row in rows):
+    for arm in dict.fromkeys(row["row"] for row in rows):
         cells = []
         for column in columns:
-            values = [row[column] for row in rows if row["arm"] == arm]
+            values = [row[column] for row in rows if row["row"] == arm]
             spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.3g}{spread}")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
@@ -251,7 +259,12 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def task(
-    data: Path | None, maps: tuple[int, int], emoji_steps: int, steps: int | None, teacher_steps: int | None
+    data: Path | None,
+    maps: tuple[int, int],
+    emoji_steps: int,
+    steps: int | None,
+    teacher_steps: int | None,
+    device: str = "cpu",
 ) -> tuple[Pairs, Pairs, Settings]:
     """Return pairs to train on, held-out pairs, and settings.
 
@@ -261,12 +274,16 @@ def task(
         emoji_steps: default steps of a student of emoji.
         steps: of a student, in place of the default.
         teacher_steps: of the teacher, likewise.
+        device: where the pairs are, and all that is trained on them.
     """
     if data is None:
         settings = Settings(teacher_steps=teacher_steps or 1200, steps=steps or 600)
-        return label_maps(maps[0], 0), label_maps(maps[1], 1), settings
-    settings = Settings(32, 6, 3, patch=8, teacher_steps=teacher_steps or 6000, steps=steps or emoji_steps, rate=5e-4)
-    return *emoji(data), settings
+        train, test = label_maps(maps[0], 0), label_maps(maps[1], 1)
+    else:
+        steps, teacher_steps = steps or emoji_steps, teacher_steps or 6000
+        settings = Settings(32, 6, 3, patch=8, teacher_steps=teacher_steps, steps=steps, rate=5e-4)
+        train, test = emoji(data)
+    return train.to(device), test.to(device), settings
 
 
 def main() -> None:
@@ -277,30 +294,31 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="students of each arm; default 3")
     parser.add_argument("--steps", type=int, help="of a student; default 600, for emoji 3000")
     parser.add_argument("--teacher-steps", type=int, help="default 1200, for emoji 6000")
+    parser.add_argument("--device", default="cpu", help='such as "cuda"; default cpu')
     parser.add_argument("--quick", action="store_true", help="one seed, 10 steps of each, 100 held-out maps")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds, arguments.steps, arguments.teacher_steps = 1, 10, 10
 
     maps = (4096, 100 if arguments.quick else 1024)
-    train, test, settings = task(arguments.data, maps, 3000, arguments.steps, arguments.teacher_steps)
+    train, test, settings = task(arguments.data, maps, 3000, arguments.steps, arguments.teacher_steps, arguments.device)
     claim(arguments.output, {**asdict(settings), "emoji": arguments.data is not None})
     teacher = train_teacher(settings, train, 0, arguments.output / "teacher.safetensors")
     example = (test.inputs[:1],)
-    costs = Costs.of(teacher, example), Costs.of(settings.student(0), example)
+    costs = Costs.of(teacher, example), Costs.of(settings.student(0).to(arguments.device), example)
     print(cost_table(*costs))
 
-    pictures = {"input": test.inputs, "true": test.targets, "teacher": generate(teacher, test.inputs)}
-    rows: list[dict[str, Any]] = [{"arm": "teacher", "seed": 0, **measure(pictures["teacher"], test)}]
+    pictures = {"input": test.inputs.cpu(), "true": test.targets.cpu(), "teacher": generate(teacher, test.inputs)}
+    rows: list[dict[str, Any]] = [{"row": "teacher", "seed": 0, **measure(pictures["teacher"], test)}]
     for seed in range(1, arguments.seeds + 1):
         for arm in ARMS:
             path = arguments.output / f"{arm.replace(' ', '')}-{seed}.safetensors"
             if not path.is_file():
                 save_file(train_student(arm, settings, teacher, train, seed).state_dict(), path)
-            student = settings.student(seed).eval()
+            student = settings.student(seed).to(arguments.device).eval()
             student.load_state_dict(load_file(path))
             pictures[arm] = generate(student, test.inputs)
-            rows.append({"arm": arm, "seed": seed, **measure(pictures[arm], test)})
+            rows.append({"row": arm, "seed": seed, **measure(pictures[arm], test)})
             print({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
     shown = torch.stack([images[:12] for images in pictures.values()]).flatten(0, 1)
     save_image((shown + 1) / 2, arguments.output / "samples.png", nrow=12)

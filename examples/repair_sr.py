@@ -92,10 +92,12 @@ def upscaled(model: nn.Module, low: Tensor) -> Tensor:
     return (model(low).clamp(0, 1) * 255).round() / 255
 
 
-def y_psnr(model: nn.Module, folder: Path) -> float:
-    """Return the mean Y-PSNR over the pairs of images in a folder."""
-    pairs = [(path, path.with_name(path.name.replace("_LR", "_HR"))) for path in sorted(folder.glob("*_LR.png"))]
-    values = [psnr(luma(upscaled(model, image(low)[None])), luma(image(high)[None])) for low, high in pairs]
+def y_psnr(model: nn.Module, folder: Path, device: str = "cpu") -> float:
+    """Return the mean Y-PSNR over the pairs of images in a folder, for a model on `device`."""
+    values = []
+    for path in sorted(folder.glob("*_LR.png")):
+        made = upscaled(model, image(path)[None].to(device)).cpu()
+        values.append(psnr(luma(made), luma(image(path.with_name(path.name.replace("_LR", "_HR")))[None])))
     return sum(values) / len(values)
 
 
