@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from device import DEVICE
 from kept import claim
 from models import patchgan, resnet_generator
 from safetensors.torch import load_file, save_file
@@ -55,7 +56,7 @@ class Pairs:
     def batch(self, size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw a batch."""
         chosen = torch.randint(len(self.inputs), (size,), generator=random)
-        return self.inputs[chosen], self.targets[chosen]
+        return self.inputs[chosen].to(DEVICE), self.targets[chosen].to(DEVICE)
 
 
 def label_maps(count: int, seed: int, size: int = 24) -> Pairs:
@@ -127,7 +128,7 @@ class GAN:
     """A generator in training beside a discriminator of pairs: hinge loss, and 10 L1 to the true images."""
 
     def __init__(self, generator: nn.Module, steps: int, rate: float) -> None:
-        self.generator, self.discriminator = generator, patchgan(6, 16, layers=2)
+        self.generator, self.discriminator = generator, patchgan(6, 16, layers=2).to(DEVICE)
         self.optimizers = [Decaying(network, steps, rate) for network in (generator, self.discriminator)]
 
     def step(self, inputs: Tensor, targets: Tensor) -> None:
@@ -155,9 +156,9 @@ class Decaying:
 
 
 def train_teacher(settings: Settings, pairs: Pairs, seed: int, path: Path) -> nn.Module:
-    """Return the teacher in eval mode, from its file where there is one."""
+    """Return the teacher in eval mode, on `DEVICE`, from its file where there is one."""
     torch.manual_seed(seed)
-    teacher = settings.teacher()
+    teacher = settings.teacher().to(DEVICE)
     if not path.is_file():
         gan, random = GAN(teacher, settings.teacher_steps, settings.rate), torch.Generator().manual_seed(seed)
         for _ in tqdm(range(settings.teacher_steps), desc="teacher", unit="step"):
@@ -168,8 +169,8 @@ def train_teacher(settings: Settings, pairs: Pairs, seed: int, path: Path) -> nn
 
 
 def train_student(arm: str, settings: Settings, teacher: nn.Module, pairs: Pairs, seed: int) -> nn.Module:
-    """Return a student that was trained in one of `ARMS`."""
-    student, random = settings.student(seed), torch.Generator().manual_seed(seed)
+    """Return a student that was trained in one of `ARMS`, on `DEVICE`."""
+    student, random = settings.student(seed).to(DEVICE), torch.Generator().manual_seed(seed)
     bar = tqdm(range(settings.steps), desc=f"{arm}, seed {seed}", unit="step")
     if arm == "plain":
         gan = GAN(student, settings.steps, settings.rate)
@@ -178,7 +179,7 @@ def train_student(arm: str, settings: Settings, teacher: nn.Module, pairs: Pairs
         return student.eval()
     weights = Weights(pixel=10, relation=1 if "CRD" in arm else 0, gan=0.05 if arm == ARMS[3] else 0)
     optimizer = Decaying(student, settings.steps, settings.rate)
-    online = GAN(settings.teacher(), settings.steps, settings.rate) if weights.gan else None
+    online = GAN(settings.teacher().to(DEVICE), settings.steps, settings.rate) if weights.gan else None
     distiller = CRDDistiller(
         teacher if online is None else online.generator,
         student,
@@ -202,7 +203,7 @@ class Images(Dataset[Tensor]):
     """Images -1 to 1 as torch-fidelity takes them."""
 
     def __init__(self, images: Tensor) -> None:
-        self.images = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        self.images = ((images.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -213,8 +214,8 @@ class Images(Dataset[Tensor]):
 
 @torch.no_grad()
 def generate(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return what a model makes of all inputs."""
-    return torch.cat([model(batch) for batch in inputs.split(64)])
+    """Return what a model on `DEVICE` makes of all inputs; on the CPU."""
+    return torch.cat([model(batch.to(DEVICE)).cpu() for batch in inputs.split(64)])
 
 
 def measure(images: Tensor, test: Pairs) -> dict[str, float]:
@@ -223,7 +224,7 @@ def measure(images: Tensor, test: Pairs) -> dict[str, float]:
         input1=Images(images),
         input2=Images(test.targets),
         feature_extractor="efficientnet-lite0",
-        cuda=False,
+        cuda=DEVICE.type == "cuda",
         fid=True,
         lsh=True,
         lsh_knn=True,
@@ -237,13 +238,13 @@ def measure(images: Tensor, test: Pairs) -> dict[str, float]:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Return a table: the mean over seeds and, behind ±, the standard deviation."""
+    """Return a table of arms: the mean over seeds and, behind ±, the standard deviation."""
     columns = ("MSE", "FID", *METRICS)
     lines = ["| arm | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for arm in dict.fromkeys(row["arm"] for row in rows):
+    for arm in dict.fromkeys(row["row"] for row in rows):
         cells = []
         for column in columns:
-            values = [row[column] for row in rows if row["arm"] == arm]
+            values = [row[column] for row in rows if row["row"] == arm]
             spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.3g}{spread}")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
@@ -251,7 +252,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def task(
-    data: Path | None, maps: tuple[int, int], emoji_steps: int, steps: int | None, teacher_steps: int | None
+    data: Path | None,
+    maps: tuple[int, int],
+    emoji_steps: int,
+    steps: int | None,
+    teacher_steps: int | None,
 ) -> tuple[Pairs, Pairs, Settings]:
     """Return pairs to train on, held-out pairs, and settings.
 
@@ -264,9 +269,12 @@ def task(
     """
     if data is None:
         settings = Settings(teacher_steps=teacher_steps or 1200, steps=steps or 600)
-        return label_maps(maps[0], 0), label_maps(maps[1], 1), settings
-    settings = Settings(32, 6, 3, patch=8, teacher_steps=teacher_steps or 6000, steps=steps or emoji_steps, rate=5e-4)
-    return *emoji(data), settings
+        train, test = label_maps(maps[0], 0), label_maps(maps[1], 1)
+    else:
+        steps, teacher_steps = steps or emoji_steps, teacher_steps or 6000
+        settings = Settings(32, 6, 3, patch=8, teacher_steps=teacher_steps, steps=steps, rate=5e-4)
+        train, test = emoji(data)
+    return train, test, settings
 
 
 def main() -> None:
@@ -286,21 +294,21 @@ def main() -> None:
     train, test, settings = task(arguments.data, maps, 3000, arguments.steps, arguments.teacher_steps)
     claim(arguments.output, {**asdict(settings), "emoji": arguments.data is not None})
     teacher = train_teacher(settings, train, 0, arguments.output / "teacher.safetensors")
-    example = (test.inputs[:1],)
-    costs = Costs.of(teacher, example), Costs.of(settings.student(0), example)
+    example = (test.inputs[:1].to(DEVICE),)
+    costs = Costs.of(teacher, example), Costs.of(settings.student(0).to(DEVICE), example)
     print(cost_table(*costs))
 
     pictures = {"input": test.inputs, "true": test.targets, "teacher": generate(teacher, test.inputs)}
-    rows: list[dict[str, Any]] = [{"arm": "teacher", "seed": 0, **measure(pictures["teacher"], test)}]
+    rows: list[dict[str, Any]] = [{"row": "teacher", "seed": 0, **measure(pictures["teacher"], test)}]
     for seed in range(1, arguments.seeds + 1):
         for arm in ARMS:
             path = arguments.output / f"{arm.replace(' ', '')}-{seed}.safetensors"
             if not path.is_file():
                 save_file(train_student(arm, settings, teacher, train, seed).state_dict(), path)
-            student = settings.student(seed).eval()
+            student = settings.student(seed).to(DEVICE).eval()
             student.load_state_dict(load_file(path))
             pictures[arm] = generate(student, test.inputs)
-            rows.append({"arm": arm, "seed": seed, **measure(pictures[arm], test)})
+            rows.append({"row": arm, "seed": seed, **measure(pictures[arm], test)})
             print({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
     shown = torch.stack([images[:12] for images in pictures.values()]).flatten(0, 1)
     save_image((shown + 1) / 2, arguments.output / "samples.png", nrow=12)

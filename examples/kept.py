@@ -1,4 +1,4 @@
-"""Folders of results that a second run goes on with: their models are of one setting, or refused."""
+"""Folders of results that a second run goes on with: what they hold is of one setting, or refused."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressors.common.files import write_json
+from compressors.common.text import versions
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -18,3 +19,34 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     if path.is_file() and json.loads(path.read_text()) != settings:
         sys.exit(f"{folder} holds models of other settings: choose another --output, or delete it")
     write_json(path, settings)
+
+
+class Table:
+    """Rows of results.json in a folder, written as they come: a run that is cut off keeps those that were finished.
+
+    Args:
+        folder: claimed here, see `claim`.
+        settings: of all rows.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        claim(folder, settings)
+        self.path = folder / "results.json"
+        self.content: dict[str, Any] = {"settings": settings, "versions": versions(), "rows": []}
+        if self.path.is_file():
+            self.content = json.loads(self.path.read_text())
+        self.rows: list[dict[str, Any]] = self.content["rows"]
+
+    def has(self, label: str, seed: int) -> bool:
+        """Tell whether there is such a row."""
+        return any((row["row"], row["seed"]) == (label, seed) for row in self.rows)
+
+    def add(self, label: str, seed: int, **values: Any) -> None:
+        """Print a row and write the table."""
+        self.rows.append({"row": label, "seed": seed, **values})
+        print({key: round(v, 3) if isinstance(v, float) else v for key, v in self.rows[-1].items()}, flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """Write the table."""
+        write_json(self.path, self.content)

@@ -84,7 +84,7 @@ def psnr(first: Tensor, second: Tensor) -> float:
 
 def luma(images: Tensor) -> Tensor:
     """Return Y of YCbCr (ITU-R BT.601) of images B x 3 x H x W, 0 to 1, without a border of 4 pixels."""
-    weights = torch.tensor([65.481, 128.553, 24.966], device=images.device).view(3, 1, 1) / 255
+    weights = torch.tensor([65.481, 128.553, 24.966]).view(3, 1, 1) / 255
     return ((images * weights).sum(1) + 16 / 255)[:, SCALE:-SCALE, SCALE:-SCALE]
 
 
@@ -95,12 +95,11 @@ def upscaled(model: nn.Module, low: Tensor) -> Tensor:
 
 
 def y_psnr(model: nn.Module, folder: Path) -> float:
-    """Return the mean Y-PSNR over the pairs of images in a folder."""
-    pairs = [(path, path.with_name(path.name.replace("_LR", "_HR"))) for path in sorted(folder.glob("*_LR.png"))]
-    values = [
-        psnr(luma(upscaled(model, image(low)[None].to(DEVICE))), luma(image(high)[None].to(DEVICE)))
-        for low, high in pairs
-    ]
+    """Return the mean Y-PSNR over the pairs of images in a folder, for a model on `DEVICE`."""
+    values = []
+    for path in sorted(folder.glob("*_LR.png")):
+        made = upscaled(model, image(path)[None].to(DEVICE)).cpu()
+        values.append(psnr(luma(made), luma(image(path.with_name(path.name.replace("_LR", "_HR")))[None])))
     return statistics.mean(values)
 
 

@@ -4,10 +4,13 @@
     python examples/search_emoji.py --data datasets/emoji/emoji64.npz --output output/search-emoji
 
 The tasks and the teacher are those of distill_emoji.py: drawn label maps into textures, or Google's emoji into
-Twitter's. The teacher is kept. For each seed: the searched network (AGD's space for CycleGAN, as wide as the teacher);
-the same in 8 bits; the teacher's own mobile form, narrower, at no fewer multiply-accumulates, distilled by its outputs,
-and with the relations of their slices (CRD). Held-out error, FID, precision and recall with intervals for each; and
-what `torch_fidelity_lsh.compare` says of the searched network against each other student, on the same inputs.
+Twitter's. For each seed: the searched network (AGD's space for CycleGAN, as wide as the teacher); the same in 8 bits;
+and the teacher's own mobile form, the narrowest that costs no fewer multiply-accumulates, trained on the same inputs by
+the same optimizer for as many steps, by the teacher's outputs, and with the relations of their slices (CRD) as well.
+Held-out error, FID, precision and recall with intervals for each; and what `torch_fidelity_lsh.compare` says of the
+searched network against each other student, on the same inputs.
+
+Teacher, rows and seeds that were finished are kept: the same command again goes on, with more `--seeds` too.
 """
 
 from __future__ import annotations
@@ -15,35 +18,28 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from distill_emoji import Images, Settings, generate, measure, summary, task, train_student, train_teacher
-from kept import claim
+from device import DEVICE
+from distill_emoji import Images, Settings, generate, measure, summary, task, train_teacher
+from kept import Table
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from compressors import CompressedModel, Quantizer
-from compressors.common.files import write_json
-from compressors.common.text import versions
+from compressors import CompressedModel, Distiller, Quantizer
+from compressors.distil import Columns, Patches, RelationLoss, Rows
 from compressors.distil.costs import Costs
 from compressors.search import ArchitectureSearch, cyclegan, save_report
 from compressors.study.features import Extractor
 from torch_fidelity_lsh import compare
 
-STUDENTS = {"narrower": "output MSE", "narrower, CRD": "MSE + CRD"}
+_NO_SETTINGS = ("data", "output", "seeds", "quick")
 
 
 def narrower(settings: Settings, macs: int, example: tuple[Tensor]) -> Settings:
     """Return settings whose student is the narrowest of at least `macs`."""
     widths = (replace(settings, student_width=width) for width in range(1, 65))
-    return next(each for each in widths if Costs.of(each.student(0), example).macs >= macs)
-
-
-def features(images: Tensor) -> Tensor:
-    """Return what metrics look at."""
-    extractor = Extractor("efficientnet-lite0", None, torch.device("cpu"))
-    return extractor(Images(images).images.split(64))
+    return next(each for each in widths if Costs.of(each.student(0).to(DEVICE), example).macs >= macs)
 
 
 def main() -> None:
@@ -54,66 +50,88 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.3, help="share of the teacher's cost; default 0.3")
     parser.add_argument("--seeds", type=int, default=2, help="students of each kind; default 2")
     parser.add_argument("--steps", type=int, help="of each student; default 600, for emoji 2000")
+    parser.add_argument("--search-steps", type=int, help="of the supernet; default as many as of a student")
+    parser.add_argument("--trials", type=int, default=6, help="networks that are trained for 3/8 of it; default 6")
     parser.add_argument("--teacher-steps", type=int, help="default 1200, for emoji 6000")
     parser.add_argument("--quick", action="store_true", help="one seed, 10 steps of each, 200 held-out maps")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.seeds, arguments.steps, arguments.teacher_steps = 1, 10, 10
+        vars(arguments).update(seeds=1, steps=10, teacher_steps=10, trials=2)
     maps = (512, 200) if arguments.quick else (4096, 1024)
+    output = arguments.output
     train, test, settings = task(arguments.data, maps, 2000, arguments.steps, arguments.teacher_steps)
-    claim(arguments.output, {**asdict(settings), "emoji": arguments.data is not None, "budget": arguments.budget})
-    teacher = train_teacher(settings, train, 0, arguments.output / "teacher.safetensors")
-    example = (test.inputs[:1],)
-    space = cyclegan(2 * settings.blocks, settings.teacher_width)
-    rows: list[dict[str, Any]] = []
-    pictures = {"input": test.inputs, "true": test.targets}
+    described = {key: value for key, value in vars(arguments).items() if key not in _NO_SETTINGS}
+    table = Table(output, {**asdict(settings), "emoji": arguments.data is not None, **described})
+    verdicts = table.content.setdefault("comparisons", [])
+    teacher = train_teacher(settings, train, 0, output / "teacher.safetensors")
+    example = (test.inputs[:1].to(DEVICE),)
+    extractor = Extractor("efficientnet-lite0", None, DEVICE)
+    pictures = {"input": test.inputs, "true": test.targets, "teacher": generate(teacher, test.inputs)}
+    real = extractor(Images(test.targets).images.split(64))
 
     def add(label: str, seed: int, model: nn.Module, stored: CompressedModel | None = None) -> None:
         costs = Costs.of(model, example)
         pictures[label] = generate(model, test.inputs)
-        row = {"arm": label, "seed": seed, **measure(pictures[label], test), "macs": costs.macs}
-        size = 4 * costs.parameters if stored is None else stored.report.after.bytes
-        rows.append({**row, "flops": 2 * costs.macs, "parameters": costs.parameters, "bytes": size})
-        rows[-1] |= {"seconds": costs.seconds, "to teacher": _mse(pictures[label], pictures["teacher"])}
-        print({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
+        row = {**measure(pictures[label], test), "to teacher": _mse(pictures[label], pictures["teacher"])}
+        row |= {"macs": costs.macs, "flops": 2 * costs.macs, "parameters": costs.parameters, "seconds": costs.seconds}
+        table.add(label, seed, **row, bytes=4 * costs.parameters if stored is None else stored.report.after.bytes)
+        if stored is not None:
+            stored.save(output / f"{label.replace(' ', '_').replace(',', '')}-{seed}.safetensors")
 
-    pictures["teacher"] = generate(teacher, test.inputs)
-    add("teacher", 0, teacher)
-    verdicts: list[dict[str, Any]] = []
-    real = features(test.targets)
-    for seed in range(1, arguments.seeds + 1):
-        folder = arguments.output / f"search-{seed}"
+    def draw(n: int, random: torch.Generator) -> tuple[Tensor]:
+        return (train.batch(n, random)[0],)
+
+    def students(seed: int) -> None:
+        folder = output / f"search-{seed}"
         folder.mkdir(exist_ok=True)
         found = ArchitectureSearch(
-            space,
+            cyclegan(2 * settings.blocks, settings.teacher_width),
             arguments.budget,
             train.inputs,
             settings.steps,
             seed,
+            search_steps=arguments.search_steps or settings.steps,
+            trials=arguments.trials,
             batch_size=settings.batch,
+            rate=settings.rate,
             loss="mse",
             folder=folder,
         ).compress(teacher, example)
         save_report(found, teacher, example, folder)
-        found.save(folder / "float.safetensors")
-        add("searched", seed, found.model)
-        small = Quantizer(8, act_bits=8).compress(found, example, calibration=[(train.inputs[:128],)])
-        small.save(folder / "8bits.safetensors")
+        add("searched", seed, found.model, found)
+        small = Quantizer(8, act_bits=8).compress(found, example, calibration=[(train.inputs[:128].to(DEVICE),)])
         add("searched, 8 bits", seed, small.model, small)
         scaled = narrower(settings, found.report.after.macs, example)
-        for label, arm in STUDENTS.items():
-            add(label, seed, train_student(arm, scaled, teacher, train, seed))
-        ours = features(pictures["searched"])
-        for label in ("searched, 8 bits", *STUDENTS):
-            found_difference = compare(ours, features(pictures[label]), real, paired=True)
-            verdicts.append({"seed": seed, "against": label, "comparison": str(found_difference)})
-            print(f"\nA: searched, B: {label}, seed {seed}\n{found_difference}")
-    shown = torch.stack([images[:12] for images in pictures.values()]).flatten(0, 1)
-    save_image((shown + 1) / 2, arguments.output / "samples.png", nrow=12)
-    content = {"settings": asdict(settings), "budget": arguments.budget, "rows": rows, "comparisons": verdicts}
-    write_json(arguments.output / "results.json", {**content, "versions": versions()})
-    print(summary(rows))
-    print(f"\npicture, from above {', '.join(pictures)}: {arguments.output / 'samples.png'}")
+        relation = RelationLoss((Rows(), Columns(), Patches(settings.patch)))
+        for label, terms in {"narrower": (), "narrower, CRD": ((0.1, relation),)}.items():
+            distiller = Distiller(
+                draw, settings.steps, seed, settings.batch, settings.rate, "mse", terms, train_norms=True, clip_norm=5
+            )
+            student = scaled.student(seed).to(DEVICE)
+            result = distiller.compress(student, example, teacher=teacher)
+            add(label, seed, result.model, result)
+
+    if not table.has("teacher", 0):
+        add("teacher", 0, teacher)
+    for seed in range(1, arguments.seeds + 1):
+        if any(verdict["seed"] == seed for verdict in verdicts):
+            continue
+        table.rows[:] = [row for row in table.rows if row["seed"] != seed]
+        students(seed)
+        labels = [row["row"] for row in table.rows if row["seed"] == seed]
+        ours, *others = (extractor(Images(pictures[label]).images.split(64)) for label in labels)
+        found = [compare(ours, features, real, paired=True) for features in others]
+        verdicts += [
+            {"seed": seed, "against": label, "comparison": str(difference)}
+            for label, difference in zip(labels[1:], found, strict=True)
+        ]
+        table.write()
+        shown = torch.stack([images[:12] for images in pictures.values()]).flatten(0, 1)
+        save_image((shown + 1) / 2, output / f"samples-{seed}.png", nrow=12)
+        print(f"samples-{seed}.png, from above: {', '.join(pictures)}")
+    for verdict in verdicts:
+        print(f"\nA: searched, B: {verdict['against']}, seed {verdict['seed']}\n{verdict['comparison']}")
+    print(summary(table.rows))
 
 
 def _mse(first: Tensor, second: Tensor) -> float:

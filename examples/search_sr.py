@@ -5,8 +5,9 @@
 
 Reads weights of Real-ESRGAN as spandrel does: the network of 6 blocks is realesrgan-x4plus-anime, that of 23 blocks,
 the architecture of ESRGAN, realesrgan-x4plus. The folder of data holds train_lr/*.png to train on; set5 and set14 hold
-pairs N_HR.png, N_LR.png. The teacher runs once on the crops to train on, and its outputs are kept in the folder of
-results, as is all else that a killed run goes on from.
+pairs N_HR.png, N_LR.png. The teacher runs once on the crops to train on. Its outputs are kept in the folder of
+results, as is all else that a killed run goes on from: the same command again, with more `--seeds` too, adds what is
+missing.
 
 Rows of the table: bicubic; the teacher; for each seed the searched network, the same in 8 bits, the network with one
 width and "residual" everywhere that costs no less, and a random one in the band of the budget, all trained alike; and
@@ -17,7 +18,6 @@ that training has not seen; Y-PSNR is to the true images.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 import warnings
@@ -25,16 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from repair_sr import HELD_OUT, Bicubic, Crops, image, load_network, psnr, y_psnr
+from device import DEVICE
+from kept import Table
+from repair_sr import HELD_OUT, Bicubic, Crops, image, load_network, psnr, summary, y_psnr
 from torch import nn
 
 from compressors import CompressedModel, Quantizer
-from compressors.common.text import versions
 from compressors.distil.costs import Costs
 from compressors.search import ArchitectureSearch, esrgan, save_report
 from compressors.search.space import Genotype
 
 CROP, LARGE = 24, 256
+_NO_SETTINGS = ("data", "output", "seeds", "quick")
 
 
 def main() -> None:
@@ -49,44 +51,54 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=7, help="10^9 multiply-accumulates at 256 x 256; default 7")
     parser.add_argument("--crops", type=int, default=256, help="crops of 24 x 24 to train on; default 256")
     parser.add_argument("--steps", type=int, default=300, help="of every network that is measured; default 300")
+    parser.add_argument("--search-steps", type=int, help="of the supernet; default as many as --steps")
+    parser.add_argument("--trials", type=int, default=4, help="networks that are trained for 3/8 of --steps; default 4")
+    parser.add_argument("--batch", type=int, default=8, help="crops in a batch; default 8")
     parser.add_argument("--seeds", type=int, default=2, help="searches; default 2")
     parser.add_argument("--sets", nargs="*", default=["set5", "set14"], help="sets with true images; default both")
     parser.add_argument("--quick", action="store_true", help="one seed, 48 crops, 20 steps, set5 alone")
     arguments = parser.parse_args()
     if arguments.quick:
         vars(arguments).update(crops=48, steps=20, seeds=1, sets=["set5"])
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    output = arguments.output
 
     teacher = load_network(arguments.teacher)
     images = [image(path) for path in sorted((arguments.data / "train_lr").glob("*.png"))]
     (crops,) = Crops(images[:-HELD_OUT], CROP)(arguments.crops, torch.Generator().manual_seed(0))
-    (held_out,) = Crops(images[-HELD_OUT:], CROP)(32, torch.Generator().manual_seed(1))
+    held_out = Crops(images[-HELD_OUT:], CROP)(32, torch.Generator().manual_seed(1))[0].to(DEVICE)
     with torch.no_grad():
         target = teacher(held_out)
     space = esrgan(arguments.cells, 4, arguments.width, input_skip=True)
     # Convolutions at one size each: the cost goes with the area.
     budget = int(arguments.budget * 1e9 * CROP**2 / LARGE**2)
-    rows: list[dict[str, Any]] = []
+    # On a GPU small crops would measure how fast layers are launched.
+    side = LARGE if DEVICE.type == "cuda" else CROP
+    example = (torch.rand(1, 3, side, side, device=DEVICE),)
+    settings = {key: value for key, value in vars(arguments).items() if key not in _NO_SETTINGS}
+    settings |= {"teacher": arguments.teacher.name, "small": arguments.small and arguments.small.name}
+    table = Table(output, settings)
 
-    def measure(label: str, model: nn.Module, seed: int, cpu: float, stored: CompressedModel | None) -> None:
-        costs = Costs.of(model, (held_out[:1],)) if label != "bicubic" else Costs(0, 0, 0, 0.0)
-        with torch.no_grad():
-            close = psnr(model(held_out).clamp(0, 1), target.clamp(0, 1)) if label != "teacher" else None
+    def measure(label: str, seed: int, model: nn.Module, stored: CompressedModel | None = None, **spent: float) -> None:
+        costs = Costs.of(model, example) if label != "bicubic" else Costs(0, 0, 0, 0.0)
         size = 4 * costs.parameters
         if stored is not None:
-            path = arguments.output / f"{label.replace(' ', '_').replace(',', '')}-{seed}.safetensors"
-            stored.save(path)
+            stored.save(output / f"{label.replace(' ', '_').replace(',', '')}-{seed}.safetensors")
             size = stored.report.after.bytes
-        row: dict[str, Any] = {"row": label, "seed": seed, "parameters": costs.parameters, "MB": size / 1e6}
-        row |= {"GMACs at 256 x 256": costs.macs * LARGE**2 / CROP**2 / 1e9, "ms": 1000 * costs.seconds}
-        row |= {"PSNR to teacher": close, "CPU seconds": round(cpu)}
+        row: dict[str, Any] = {"parameters": costs.parameters, "MB": size / 1e6}
+        row |= {"GMACs at 256 x 256": costs.macs * LARGE**2 / side**2 / 1e9}
+        row |= {f"ms at {side} x {side}": 1000 * costs.seconds}
+        if label != "teacher":
+            with torch.no_grad():
+                row["PSNR to teacher"] = psnr(model(held_out).clamp(0, 1), target.clamp(0, 1))
         row |= {f"Y-PSNR {name}": y_psnr(model, arguments.data / name) for name in arguments.sets}
-        rows.append(row)
-        print({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
+        table.add(label, seed, **row, **spent)
 
-    def train(seed: int, genotype: Genotype | None, folder: Path) -> tuple[CompressedModel, float]:
+    def train(seed: int, genotype: Genotype | None, folder: Path) -> tuple[CompressedModel, dict[str, float]]:
         folder.mkdir(exist_ok=True)
-        start = time.process_time()
+        known, shared = folder / "teacher.safetensors", output / "teacher.safetensors"
+        if shared.exists() and not known.exists():
+            known.hardlink_to(shared)
+        start = time.process_time(), time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = ArchitectureSearch(
@@ -95,22 +107,26 @@ def main() -> None:
                 crops,
                 arguments.steps,
                 seed,
-                search_steps=arguments.steps,
-                trials=4,
+                search_steps=arguments.search_steps or arguments.steps,
+                trials=arguments.trials,
                 population=12,
                 generations=6,
-                batch_size=8,
+                batch_size=arguments.batch,
                 held_out=16,
                 rate=1e-3,
                 genotype=genotype,
                 folder=folder,
-            ).compress(teacher, (crops[:1],))
-        return found, time.process_time() - start
+            ).compress(teacher, (crops[:1].to(DEVICE),))
+        if not shared.exists():
+            shared.hardlink_to(known)
+        return found, {"CPU s": time.process_time() - start[0], "s": time.perf_counter() - start[1]}
 
-    measure("bicubic", Bicubic(), 0, 0, None)
-    measure("teacher", teacher, 0, 0, None)
+    fixed: dict[str, Any] = {"bicubic": Bicubic, "teacher": lambda: teacher}
     if arguments.small is not None:
-        measure("small Real-ESRGAN", load_network(arguments.small), 0, 0, None)
+        fixed["small Real-ESRGAN"] = lambda: load_network(arguments.small)
+    for label, network in fixed.items():
+        if not table.has(label, 0):
+            measure(label, 0, network())
     size = (CROP, CROP)
     for seed in range(1, arguments.seeds + 1):
         ways: dict[str, Genotype | None] = {
@@ -119,17 +135,19 @@ def main() -> None:
             "random": space.sample(random.Random(seed), size, (0.92 * budget, budget)),
         }
         for label, genotype in ways.items():
-            found, cpu = train(seed, genotype, arguments.output / f"{label}-{seed}")
-            measure(label, found.model, seed, cpu, found)
+            last = "searched, 8 bits" if genotype is None else label
+            if table.has(last, seed):
+                continue
+            folder = output / f"{label}-{seed}"
+            found, spent = train(seed, genotype, folder)
+            if not table.has(label, seed):
+                measure(label, seed, found.model, found, **spent)
             if genotype is None:
-                save_report(found, teacher, (held_out[:1],), arguments.output / f"{label}-{seed}")
-                small = Quantizer(8, act_bits=8).compress(found, (crops[:1],), calibration=[(crops[:32],)])
-                measure("searched, 8 bits", small.model, seed, 0, small)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    for name in ("teacher", "small", "data", "output"):
-        settings[name] = Path(settings[name]).name if settings[name] else None
-    content = {"settings": settings, "versions": versions(), "rows": rows}
-    (arguments.output / "results.json").write_text(json.dumps(content, indent=1))
+                save_report(found, teacher, example, folder)
+                calibration = [(crops[:32].to(DEVICE),)]
+                small = Quantizer(8, act_bits=8).compress(found, (crops[:1].to(DEVICE),), calibration=calibration)
+                measure(last, seed, small.model, small)
+    print(summary(table.rows))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_students_of_four_ways_share_a_teacher_and_a_table(
 ) -> None:
     example = run("distill_emoji", "--output", str(tmp_path))
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["arm"] for row in results["rows"]] == ["teacher", *example.ARMS]
+    assert [row["row"] for row in results["rows"]] == ["teacher", *example.ARMS]
     assert all(row["MSE"] > 0 and row["FID"] > 0 for row in results["rows"])
     assert results["costs"][1]["parameters"] < results["costs"][0]["parameters"] / 50
     assert (tmp_path / "samples.png").is_file()

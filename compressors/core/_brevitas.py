@@ -101,6 +101,7 @@ def _become_quantized(module: nn.Module, options: Mapping[str, Any]) -> None:
         if "hook" in name or name not in after:
             after[name] = value
     after["_non_persistent_buffers_set"] |= before["_non_persistent_buffers_set"]
+    module.to(module.get_parameter("weight").device)  # brevitas makes ranges on the CPU
     module.train(before["training"])
 
 

@@ -86,9 +86,10 @@ class KnownOutputs(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the teacher's outputs for images B x C x H x W."""
-        if any(_key(image) not in self.outputs for image in images):
+        keys = [_key(image) for image in images.cpu()]
+        if any(key not in self.outputs for key in keys):
             return self.teacher(images)  # type: ignore[no-any-return]
-        return torch.stack([self.outputs[_key(image)] for image in images]).to(images.device)
+        return torch.stack([self.outputs[key] for key in keys]).to(images.device)
 
 
 def known_outputs(
