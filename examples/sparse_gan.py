@@ -129,7 +129,8 @@ def main() -> None:
     arguments = _arguments()
     images = load_images(arguments.data, arguments.data_root)
     quick = {"steps": 60, "samples": 300} if arguments.quick else {}
-    settings = Settings(**{"steps": arguments.steps, "density": arguments.density, **quick})
+    width = {"width": arguments.width, "critic": 2 * arguments.width}
+    settings = Settings(**{"steps": arguments.steps, "density": arguments.density, **width, **quick})
     runs, *others = (arguments.output / name for name in ("runs", "samples", "scores"))
     for folder in (runs, *others):
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,6 +176,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=_count, default=3, help="trainings of each arm")
     parser.add_argument("--steps", type=_count, default=defaults.steps, help="steps of each network")
     parser.add_argument("--density", type=float, default=defaults.density, help="share of the weights that is on")
+    parser.add_argument(
+        "--width",
+        type=_count,
+        default=defaults.width,
+        help="channels before the image; the discriminator begins with twice",
+    )
     parser.add_argument("--quick", action="store_true", help="one seed, 60 steps, 300 samples")
     return parser.parse_args()
 
