@@ -282,6 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="emoji64.npz with the arrays google and twitter; default: label maps")
     parser.add_argument("--output", type=Path, default=Path("output/distil"), help="folder for the results")
+    parser.add_argument("--seed", type=int, default=1, help="the first one; default 1")
     parser.add_argument("--seeds", type=int, default=3, help="students of each arm; default 3")
     parser.add_argument("--steps", type=int, help="of a student; default 600, for emoji 3000")
     parser.add_argument("--teacher-steps", type=int, help="default 1200, for emoji 6000")
@@ -300,7 +301,7 @@ def main() -> None:
 
     pictures = {"input": test.inputs, "true": test.targets, "teacher": generate(teacher, test.inputs)}
     rows: list[dict[str, Any]] = [{"row": "teacher", "seed": 0, **measure(pictures["teacher"], test)}]
-    for seed in range(1, arguments.seeds + 1):
+    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         for arm in ARMS:
             path = arguments.output / f"{arm.replace(' ', '')}-{seed}.safetensors"
             if not path.is_file():

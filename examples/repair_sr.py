@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("datasets/sr"), help="folder of train_lr, set5 and set14")
     parser.add_argument("--output", type=Path, default=Path("output/sr"), help="folder for the results")
     parser.add_argument("--rows", nargs="*", default=["*"], metavar="PATTERN", help='such as "W4*"; default all')
-    parser.add_argument("--steps", type=int, default=400, help="of repair, for each row; default 400")
+    parser.add_argument("--steps", type=int, default=500, help="of repair, for each row; default 500")
     parser.add_argument("--batch", type=int, default=4, help="crops of 24 x 24 in a batch; default 4")
     parser.add_argument("--sets", nargs="*", default=["set5", "set14"], help="sets with true images; default both")
     parser.add_argument("--seed", type=int, default=1, help="the first one; default 1")
@@ -183,7 +183,7 @@ def main() -> None:
     ways: dict[str, Compressor] = {
         "channels -10%": ChannelPruner(0.1, draw=draw),
         "channels -30%": ChannelPruner(0.3, draw=draw),
-        "W4": Quantizer(4),
+        "W4": Quantizer(4, equalize=True),
     }
     chosen = [label for label in ways if any(fnmatchcase(label, pattern) for pattern in arguments.rows)]
     for label, seed in product(chosen, range(arguments.seed, arguments.seed + arguments.seeds)):

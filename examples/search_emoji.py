@@ -33,7 +33,7 @@ from compressors.search import ArchitectureSearch, cyclegan, save_report
 from compressors.study.features import Extractor
 from torch_fidelity_lsh import compare
 
-_NO_SETTINGS = ("data", "output", "seeds", "quick")
+_NO_SETTINGS = ("data", "output", "seed", "seeds", "quick")
 
 
 def narrower(settings: Settings, macs: int, example: tuple[Tensor]) -> Settings:
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="emoji64.npz with the arrays google and twitter; default: label maps")
     parser.add_argument("--output", type=Path, default=Path("output/search-maps"), help="folder for the results")
     parser.add_argument("--budget", type=float, default=0.3, help="share of the teacher's cost; default 0.3")
+    parser.add_argument("--seed", type=int, default=1, help="the first one; default 1")
     parser.add_argument("--seeds", type=int, default=2, help="students of each kind; default 2")
     parser.add_argument("--steps", type=int, help="of each student; default 600, for emoji 2000")
     parser.add_argument("--search-steps", type=int, help="of the supernet; default as many as of a student")
@@ -113,7 +114,7 @@ def main() -> None:
 
     if not table.has("teacher", 0):
         add("teacher", 0, teacher)
-    for seed in range(1, arguments.seeds + 1):
+    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         if any(verdict["seed"] == seed for verdict in verdicts):
             continue
         table.rows[:] = [row for row in table.rows if row["seed"] != seed]

@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--search-steps", type=int, help="of the supernet; default as many as --steps")
     parser.add_argument("--trials", type=int, default=4, help="networks that are trained for 3/8 of --steps; default 4")
     parser.add_argument("--batch", type=int, default=8, help="crops in a batch; default 8")
+    parser.add_argument("--seed", type=int, default=1, help="the first one; default 1")
     parser.add_argument("--seeds", type=int, default=2, help="searches; default 2")
     parser.add_argument("--sets", nargs="*", default=["set5", "set14"], help="sets with true images; default both")
     parser.add_argument("--quick", action="store_true", help="one seed, 48 crops, 20 steps, set5 alone")
@@ -128,7 +129,7 @@ def main() -> None:
         if not table.has(label, 0):
             measure(label, 0, network())
     size = (CROP, CROP)
-    for seed in range(1, arguments.seeds + 1):
+    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         ways: dict[str, Genotype | None] = {
             "searched": None,
             "uniform": space.uniform_at(budget, "residual", size),
