@@ -36,7 +36,7 @@ from compressors.search import ArchitectureSearch, esrgan, save_report
 from compressors.search.space import Genotype
 
 CROP, LARGE = 24, 256
-_NO_SETTINGS = ("data", "output", "seeds", "quick")
+_NO_SETTINGS = ("data", "output", "seed", "seeds", "quick")
 
 
 def main() -> None:
