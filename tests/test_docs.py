@@ -83,7 +83,7 @@ def workplace(
 
     def calculate_offline(**call: Any) -> dict[str, float]:
         of_images = {"feature_extractor": OFFLINE} if isinstance(call["input1"], str) else {}
-        return calculate(**of_images, **{"cuda": False, "verbose": False, **call})
+        return calculate(**{**of_images, "cuda": False, "verbose": False, **call})
 
     for module in (torch_fidelity_lsh, torch_fidelity):
         monkeypatch.setattr(module, "calculate_metrics", calculate_offline)

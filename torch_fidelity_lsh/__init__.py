@@ -3,7 +3,7 @@
 Direction, everywhere: ``input1`` and ``features_1`` are generated, ``input2`` and ``features_2`` are real.
 """
 
-from torch_fidelity_lsh.fidelity import feature_extractor_efficientnet_lite0
+from torch_fidelity_lsh.fidelity import feature_extractor_efficientnet_lite0, feature_extractors_onnx
 from torch_fidelity_lsh.fidelity.calculate import calculate_metrics, create_reference, create_statistics, save_samples
 from torch_fidelity_lsh.fidelity.classes import ByClass, ClassResult, calculate_by_class
 from torch_fidelity_lsh.fidelity.hook import install, installed, uninstall

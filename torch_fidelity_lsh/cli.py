@@ -26,6 +26,7 @@ from torch_fidelity_lsh.fidelity.calculate import (
 from torch_fidelity_lsh.fidelity.classes import calculate_by_class
 from torch_fidelity_lsh.fidelity.distributed import RanksError, on_first, rank_and_size, ranks_of_torchrun, together
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, MetricOption, plugin_keywords
+from torch_fidelity_lsh.fidelity.spaces import as_table
 from torch_fidelity_lsh.fidelity.statistics import save_statistics
 from torch_fidelity_lsh.metric.comparison import NUMBERS, compare
 from torch_fidelity_lsh.metric.config import LSHConfig, option_fields
@@ -334,6 +335,11 @@ def _upstream_parser() -> argparse.ArgumentParser:
     try:
         torch_fidelity.fidelity.main()
     except _ParserBuiltError as built:
+        (action,) = (action for action in built.parser._actions if action.dest == "feature_extractor")
+        action.choices, action.nargs, action.metavar = None, "+", "NAME"
+        action.help = (
+            "names of feature extractors, registered, timm:NAME or torchvision:NAME, each with /LAYER or without"
+        )
         return built.parser
     finally:
         argparse.ArgumentParser.parse_known_args = parse  # type: ignore[method-assign]
@@ -390,6 +396,8 @@ def _call_keywords(args: dict[str, Any]) -> dict[str, Any]:
     """Turn parsed options into keywords of ``calculate_metrics``, as upstream's command does."""
     known = upstream.DEFAULTS.keys() | plugin_keywords().keys()
     keywords = {name: value for name, value in args.items() if name in known}
+    if keywords["feature_extractor"] is not None and len(keywords["feature_extractor"]) == 1:
+        (keywords["feature_extractor"],) = keywords["feature_extractor"]
     keywords |= {name.removeprefix("no_"): not value for name, value in args.items() if name.startswith("no_")}
     return {**keywords, "verbose": not args["silent"], "cuda": _wants_cuda(args)}
 
@@ -414,6 +422,8 @@ def _as_json(values: dict[str, Any]) -> str:
 
 
 def _as_text(metrics: dict[str, Any]) -> str:
+    if any("/" in key for key in metrics):
+        return as_table(metrics)
     lines = (
         f"{key}: {value}" if isinstance(value, np.ndarray) else f"{key}: {value:.7g}" for key, value in metrics.items()
     )

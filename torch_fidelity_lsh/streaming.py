@@ -19,6 +19,7 @@ except ImportError as error:
     raise ImportError(f'This needs torchmetrics ({error}): pip install "torch-fidelity-lsh[torchmetrics]"') from error
 
 from torch_fidelity_lsh.fidelity import upstream
+from torch_fidelity_lsh.fidelity.networks import extractor_class
 from torch_fidelity_lsh.metric.arrays import as_features
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.functional import lsh_knn_precision_recall, lsh_precision_recall, reduce_features
@@ -208,10 +209,8 @@ class _Layer(nn.Module):
 
     def __init__(self, name: str, layer: str | None) -> None:
         super().__init__()
-        known = upstream.FEATURE_EXTRACTORS_REGISTRY
-        if name not in known:
-            raise ValueError(f"feature: {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}")
-        layer = layer or known[name].get_default_feature_layer_for_metric("prc")
+        found = extractor_class(name, "feature")
+        layer = layer or str(found.get_default_feature_layer_for_metric("prc"))
         self.extractor = upstream.create_feature_extractor(name, [layer], cuda=False, verbose=False)
 
     def forward(self, images: Tensor) -> Tensor:

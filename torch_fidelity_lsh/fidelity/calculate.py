@@ -9,13 +9,13 @@ import itertools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from torch_fidelity_lsh.fidelity import inputs, upstream
-from torch_fidelity_lsh.fidelity.cache import FeaturesDict
 from torch_fidelity_lsh.fidelity.distributed import (
     alone,
     gather_rows,
@@ -26,10 +26,12 @@ from torch_fidelity_lsh.fidelity.distributed import (
     share_first,
     together,
 )
-from torch_fidelity_lsh.fidelity.extraction import extract_features
+from torch_fidelity_lsh.fidelity.extraction import Extracted, extract_features
 from torch_fidelity_lsh.fidelity.image_arrays import save_images
-from torch_fidelity_lsh.fidelity.plan import Features, Job, Plan, make_plan, refuse_too_few, sides_of
+from torch_fidelity_lsh.fidelity.networks import takes_modules
+from torch_fidelity_lsh.fidelity.plan import Features, Job, Plan, make_plan, refuse_spaces, refuse_too_few, sides_of
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY
+from torch_fidelity_lsh.fidelity.spaces import in_space, mean_ratios, ratios
 from torch_fidelity_lsh.fidelity.statistics import Statistics
 from torch_fidelity_lsh.metric.files import check_writable
 from torch_fidelity_lsh.metric.guard import default_modes
@@ -59,6 +61,11 @@ def calculate_metrics(*, distributed: bool = True, **kwargs: Any) -> dict[str, f
         feature_layer_lsh: Name of the feature layer for both. Default: `None`, the layer of ``prc`` in the chosen
             extractor; the extractor is ``vgg16`` unless ``feature_extractor`` names one.
         lsh_*: Options of both metrics, the fields of :class:`LSHConfig`.
+        feature_extractor: Name of a registered extractor; ``"timm:NAME"`` or ``"torchvision:NAME"``, a network of these
+            packages; any of these with a layer that serves all metrics, ``"NAME/LAYER"``, where networks of the
+            packages have each of their submodules as a layer; or a module from images, uint8 B x 3 x H x W, to
+            features B x D. Or a list of such: each is a space of its own, one pass over the images serves all, and
+            the result has the keys of :mod:`~torch_fidelity_lsh.fidelity.spaces`. Default: `None`, that of each metric.
         fid_statistics_file: File of ``mu`` and ``sigma`` that serves ``fid`` in place of ``input2``, and is ``input2``
             if that is not given. Default: `None`.
         features_max_bytes: Largest size of an array of an ``.npz`` file once it is unpacked. Default: `None`, 100 times
@@ -94,6 +101,7 @@ Watch = Callable[[Job, Mapping[int, Any], Plan], None]
 
 
 @default_modes()
+@takes_modules
 def calculate_watched(watch: Watch, **kwargs: Any) -> dict[str, float]:
     """Calculate metrics as :func:`calculate_metrics`; on the first rank, show what each of them has looked at.
 
@@ -105,16 +113,13 @@ def calculate_watched(watch: Watch, **kwargs: Any) -> dict[str, float]:
         ValueError: As there.
     """
     plan = _agreed_plan("calculate_metrics", kwargs)
-    results: dict[str, float] = {}
-    # The last go first: registered metrics check their features and should refuse bad ones before the slow rest.
-    for extractor in reversed(dict.fromkeys(job.extractor for job in plan.jobs)):
-        results = {**_run_group([job for job in plan.jobs if job.extractor == extractor], plan, watch), **results}
-    results = {**on_first(lambda: _delegate(plan)), **results}
+    results = {**on_first(lambda: _delegate(plan)), **_run_jobs(plan, watch)}
     _refuse_non_finite(results, plan)
     return results
 
 
 @default_modes()
+@takes_modules
 def create_reference(**kwargs: Any) -> ReducedFeatures:
     """Reduce one set of samples to what ``lsh`` and ``lsh_knn`` need of it, to be compared with many others.
 
@@ -132,13 +137,13 @@ def create_reference(**kwargs: Any) -> ReducedFeatures:
         ValueError: As :func:`calculate_metrics`.
     """
     plan = _agreed_plan("create_reference", _of_one_input(kwargs, "lsh"))
-    extractor = None if 2 in plan.ready else _create_extractor(plan.jobs, plan.call)
-    (reduced,) = _features(2, plan.jobs, plan, extractor).values()
+    (reduced,) = _features(2, plan, _create_extractors(plan)).values()
     result: ReducedFeatures = share_first(reduced)
     return result
 
 
 @default_modes()
+@takes_modules
 def create_statistics(**kwargs: Any) -> Statistics:
     """Extract mean and covariance of the features of one set of samples: all that ``fid`` needs of it.
 
@@ -158,7 +163,7 @@ def create_statistics(**kwargs: Any) -> Statistics:
     job = plan.jobs[0]
     look: Any = plan.at_hand(2, job)
     if look is None:
-        (look,) = _features(2, plan.jobs, plan, _create_extractor(plan.jobs, plan.call)).values()
+        (look,) = _features(2, plan, _create_extractors(plan)).values()
     if isinstance(look, ReducedFeatures):
         raise ValueError("input is a reference, which keeps less than the features that mean and covariance are of")
     found = on_first(lambda: upstream.fid_statistics(look))
@@ -196,6 +201,7 @@ def _of_one_input(kwargs: dict[str, Any], metric: str) -> dict[str, Any]:
     source = kwargs.pop("input", None)
     if source is None:
         raise ValueError("input is missing: it takes the samples to be reduced")
+    refuse_spaces(kwargs, "what is made of one input")
     return {**kwargs, "input1": source, "input2": source, metric: True}
 
 
@@ -208,29 +214,36 @@ def _agreed_plan(function: str, kwargs: dict[str, Any]) -> Plan:
     return plan
 
 
-def _run_group(jobs: list[Job], plan: Plan, watch: Watch) -> dict[str, float]:
-    """Run the metrics that share an extractor, extracting their layers once from each input."""
-    call = {**plan.call, "feature_extractor": jobs[0].extractor}
-    sides = sides_of(job.metric for job in jobs)
-    extracting = [job for job in jobs if plan.extracts(job)]
-    extractor = _create_extractor(extracting, call) if extracting else None
-    features = {side: _features(side, jobs, plan, extractor) for side in sides}
+def _run_jobs(plan: Plan, watch: Watch) -> dict[str, float]:
+    """Run the metrics on features, extracting all layers in one pass over each input."""
+    features = {}
+    if plan.jobs:
+        extractors = _create_extractors(plan)
+        features = {side: _features(side, plan, extractors) for side in sides_of(job.metric for job in plan.jobs)}
 
     def run() -> dict[str, float]:
         results: dict[str, float] = {}
-        for job in reversed(jobs):
-            results = {**_run_job(job, features, call), **results}
+        # The last go first: registered metrics check their features and should refuse bad ones before the slow rest.
+        for job in reversed(plan.jobs):
+            looks = [features[side][job] for side in sides_of([job.metric])]
+            found = _run_job(job, looks, plan.call)
+            if job.space:
+                found |= ratios(found, looks, partial(_run_job, job, call=plan.call))
+            results = {**{in_space(job.space, key): value for key, value in found.items()}, **results}
             watch(job, {side: looks[job] for side, looks in features.items() if job in looks}, plan)
-        return results
+        return {**results, **mean_ratios(results)}
 
     return on_first(run)
 
 
-def _create_extractor(jobs: list[Job], call: dict[str, Any]) -> Any:
-    layers = sorted({job.layer for job in jobs})
-
+def _create_extractors(plan: Plan) -> dict[str, Any]:
+    layers: dict[str, set[str]] = {}
+    for job in plan.jobs:
+        if plan.extracts(job):
+            layers.setdefault(job.extractor or "", set()).add(job.layer)
+    settings = _upstream_settings(plan.call)
     return together(
-        lambda: upstream.create_feature_extractor(jobs[0].extractor or "", layers, **_upstream_settings(call))
+        lambda: {name: upstream.create_feature_extractor(name, sorted(layers[name]), **settings) for name in layers}
     )
 
 
@@ -242,26 +255,30 @@ def _upstream_settings(call: dict[str, Any]) -> dict[str, Any]:
 _Looks = dict[Job, Any]
 
 
-def _features(side: int, jobs: list[Job], plan: Plan, extractor: Any) -> _Looks:
+def _features(side: int, plan: Plan, extractors: dict[str, Any]) -> _Looks:
     """Return what the jobs look at of a side: features of their layer, or these reduced, gathered from all ranks."""
 
-    def check(first: FeaturesDict) -> None:
-        for job in jobs:
+    def check(first: Extracted) -> None:
+        for job in plan.jobs:
             other = plan.at_hand(3 - side, job) if 3 - side in sides_of([job.metric]) else None
-            if other is not None and plan.extracts(job, side):
-                pair = [first[job.layer], other]
+            if other is not None and plan.extracts(job, side) and job.extractor in first:
+                pair = [first[job.extractor][job.layer], other]
                 _refuse_different_dimensions(job, pair if side == 1 else pair[::-1], plan.call)
 
-    own: FeaturesDict | None = None
-    if any(plan.extracts(job, side) for job in jobs):
-        own = extract_features(side, plan.samples[side], extractor, plan.call, check)
-    looks: dict[tuple[str, Any, bool], Any] = {}
+    jobs = [job for job in plan.jobs if side in sides_of([job.metric])]
+    wanted = {job.extractor for job in jobs if plan.extracts(job, side)}
+    own: Extracted = {}
+    if wanted:
+        needed = {name: extractor for name, extractor in extractors.items() if name in wanted}
+        own = extract_features(side, plan.samples[side], needed, plan.call, check)
+    looks: dict[tuple[str | None, str, Any, bool], Any] = {}
     result: _Looks = {}
-    for job in (job for job in jobs if side in sides_of([job.metric])):
+    for job in jobs:
         extracts = plan.extracts(job, side)
-        key = job.layer, job.fn_reduce, extracts
+        key = job.extractor, job.layer, job.fn_reduce, extracts
         if key not in looks:
-            features = (own[job.layer] if own else None) if extracts else plan.at_hand(side, job)
+            extracted = own[job.extractor or ""][job.layer] if extracts and own else None
+            features = extracted if extracts else plan.at_hand(side, job)
             reduced = together(lambda: _reduced(job, features, side, plan.call))  # noqa: B023
             looks[key] = _gathered(reduced) if extracts else reduced
         result[job] = looks[key]
@@ -292,9 +309,8 @@ def _gathered(features: Any) -> Features | None:
     return None if values is None else replace(features, values=values)
 
 
-def _run_job(job: Job, features: dict[int, _Looks], call: dict[str, Any]) -> dict[str, float]:
-    """Run one metric."""
-    looks = [features[side][job] for side in sides_of([job.metric])]
+def _run_job(job: Job, looks: list[Any], call: dict[str, Any]) -> dict[str, float]:
+    """Run one metric on what it looks at of each side."""
     _refuse_different_dimensions(job, looks, call)
     counts = {side: len(look) for side, look in enumerate(looks, start=1) if not isinstance(look, Statistics)}
     refuse_too_few([job], counts, call)
@@ -320,7 +336,7 @@ def _refuse_different_dimensions(job: Job, looks: list[Any], call: dict[str, Any
 
 def _run_registered(job: Job, dicts: list[dict[str, Any]], call: dict[str, Any]) -> dict[str, float]:
     entry = METRICS_REGISTRY[job.metric]
-    values = entry.fn_featuresdict_to_metric(*dicts, job.layer, **call)
+    values = entry.fn_featuresdict_to_metric(*dicts, job.layer, **{**call, "feature_extractor": job.extractor})
     undeclared = values.keys() - set(entry.keys)
     if undeclared:  # The declared keys are known not to collide with those of other metrics.
         raise ValueError(f"{job.metric} returned result keys it did not declare: {', '.join(sorted(undeclared))}")

@@ -18,7 +18,7 @@ from torch_fidelity_lsh.fidelity.datasets import DatasetSamples, FolderSamples
 from torch_fidelity_lsh.fidelity.distributed import on_first
 from torch_fidelity_lsh.fidelity.generators import GeneratorSamples
 from torch_fidelity_lsh.fidelity.image_arrays import ImageArraySamples
-from torch_fidelity_lsh.fidelity.plan import Job, Plan
+from torch_fidelity_lsh.fidelity.plan import Job, Plan, refuse_spaces
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.functional import PrecisionRecall, lsh_knn_precision_recall, lsh_precision_recall
 from torch_fidelity_lsh.metric.guard import default_modes
@@ -125,6 +125,7 @@ def calculate_by_class(
     """
     if metric not in MEASURES:
         raise ValueError(f"metric must be one of {', '.join(MEASURES)}; got {metric!r}{did_you_mean(metric, MEASURES)}")
+    refuse_spaces(kwargs, "a table of classes")
     seen: list[tuple[Mapping[int, ReducedFeatures], Plan]] = []
 
     def watch(job: Job, looks: Mapping[int, Any], plan: Plan) -> None:

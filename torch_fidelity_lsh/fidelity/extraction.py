@@ -17,15 +17,18 @@ from torch_fidelity_lsh.fidelity.cache import (
 from torch_fidelity_lsh.fidelity.distributed import gather_rows, rank_and_size, share_first, together
 from torch_fidelity_lsh.fidelity.samples import Samples
 
+Extracted = dict[str, FeaturesDict]
+"""Features by extractor and layer."""
+
 
 def extract_features(
     side: int,
     samples: Samples,
-    extractor: Any,
+    extractors: Mapping[str, Any],
     call: Mapping[str, Any],
-    check: Callable[[FeaturesDict], None] = lambda features: None,
-) -> FeaturesDict | None:
-    """Extract the features of ``input1`` or ``input2``, or read them from the cache.
+    check: Callable[[Extracted], None] = lambda features: None,
+) -> Extracted:
+    """Extract the features of ``input1`` or ``input2`` in one pass, or read them from the cache.
 
     Ranks take whole batches, those that one process would make, so that each sample's features come out the same.
     Generative models are drawn from on the first rank alone: their samples hang together by one random state.
@@ -33,60 +36,71 @@ def extract_features(
     Args:
         side: 1 or 2.
         samples: The input.
-        extractor: Extractor of torch-fidelity, with the layers wanted.
+        extractors: Extractors of torch-fidelity by name, with the layers wanted.
         call: Complete keywords of the call.
         check: Called with the features of the first batch, before the others are extracted; may raise `ValueError`.
 
     Returns:
-        Layer name to N x D features on the CPU, finite, of this rank's share, `None` for an empty one.
+        N x D features on the CPU, finite, of this rank's share; nothing of extractors for an empty one.
 
     Raises:
-        ValueError: A sample cannot be read, the extractor refuses it, or features are NaN or infinite.
+        ValueError: A sample cannot be read, an extractor refuses it, or features are NaN or infinite.
     """
     rank, size = rank_and_size()
-    if cache_name(side, call) is None:
-        return together(lambda: _extract_share(samples, extractor, call, rank, size, check))
-    kept = together(lambda: read_features_kept(side, samples, extractor, call) if rank == 0 else None)
-    if share_first(kept is not None):
+    named = cache_name(side, call) is not None
+    kept = together(lambda: _kept(side, samples, extractors, call) if named and rank == 0 else {})
+    missing = share_first([name for name in extractors if name not in kept])
+    if not missing:
         return kept
-    share = together(lambda: _extract_share(samples, extractor, call, rank, size, check))
-    gathered: FeaturesDict = {}
-    for layer in extractor.get_requested_features_list():
-        rows = gather_rows(share[layer] if share else None)
-        if rows is not None:
-            gathered[layer] = rows
-    if not gathered:
-        return None
-    keep_features(side, samples, extractor, gathered, call)
-    return gathered
+    left = {name: extractors[name] for name in missing}
+    share = together(lambda: _extract_share(samples, left, call, rank, size, check))
+    if not named:
+        return share
+    gathered: Extracted = {}
+    for name, extractor in left.items():
+        for layer in extractor.get_requested_features_list():
+            rows = gather_rows(share[name][layer] if share else None)
+            if rows is not None:
+                gathered.setdefault(name, {})[layer] = rows
+    for name, features in gathered.items():
+        keep_features(side, samples, left[name], features, call)
+    return {**kept, **gathered}
+
+
+def _kept(side: int, samples: Samples, extractors: Mapping[str, Any], call: Mapping[str, Any]) -> Extracted:
+    found = {name: read_features_kept(side, samples, extractor, call) for name, extractor in extractors.items()}
+    return {name: features for name, features in found.items() if features is not None}
 
 
 def _extract_share(
     samples: Samples,
-    extractor: Any,
+    extractors: Mapping[str, Any],
     call: Mapping[str, Any],
     rank: int,
     size: int,
-    check: Callable[[FeaturesDict], None],
-) -> FeaturesDict | None:
-    parts: dict[str, list[torch.Tensor]] = {}
+    check: Callable[[Extracted], None],
+) -> Extracted:
+    parts: dict[tuple[str, str], list[torch.Tensor]] = {}
     total = samples.count()
     with tqdm(
         disable=not call["verbose"], leave=False, unit="samples", total=total, desc="Processing samples"
     ) as progress:
         for batch in samples.batches(rank, size):
-            features = _features_of_batch(batch, extractor, samples.argument, call)
+            features = {
+                name: _features_of_batch(batch, extractor, samples.argument, call)
+                for name, extractor in extractors.items()
+            }
             if not parts:
                 check(features)
-            for layer, values in features.items():
-                parts.setdefault(layer, []).append(values)
+            for name, layers in features.items():
+                for layer, values in layers.items():
+                    parts.setdefault((name, layer), []).append(values)
             progress.update(len(batch))
-    if not parts:
-        return None
-    features = {layer: torch.cat(values) for layer, values in parts.items()}
-    for layer, values in features.items():
-        _refuse_non_finite(values, f'{samples.argument}: layer "{layer}" of {extractor.get_name()}')
-    return features
+    found: Extracted = {}
+    for (name, layer), rows in parts.items():
+        values = found.setdefault(name, {})[layer] = torch.cat(rows)
+        _refuse_non_finite(values, f'{samples.argument}: layer "{layer}" of {extractors[name].get_name()}')
+    return found
 
 
 @torch.no_grad()

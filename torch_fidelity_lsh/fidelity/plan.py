@@ -16,11 +16,11 @@ import torch
 from torch_fidelity_lsh.fidelity import inputs, upstream
 from torch_fidelity_lsh.fidelity.cache import check_cache
 from torch_fidelity_lsh.fidelity.distributed import rank_and_size
+from torch_fidelity_lsh.fidelity.networks import extractor_class
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, plugin_keywords, refuse_unknown_keywords
 from torch_fidelity_lsh.fidelity.samples import Samples, open_samples
 from torch_fidelity_lsh.fidelity.statistics import Statistics, resizes_otherwise
 from torch_fidelity_lsh.metric.files import digest_of, digest_of_file
-from torch_fidelity_lsh.metric.messages import did_you_mean
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
 Features = torch.Tensor | ReducedFeatures | Statistics
@@ -36,6 +36,8 @@ class Job:
     metric: str
     extractor: str | None
     layer: str
+    space: str = ""
+    """The name it was asked for by, where there are several."""
 
     @property
     def fn_reduce(self) -> Callable[..., ReducedFeatures] | None:
@@ -113,6 +115,7 @@ def make_plan(kwargs: dict[str, Any]) -> Plan:
     requested = _requested_metrics(call)
     _check_options(requested, call)
     sides = sides_of(requested)
+    _check_spaces(requested, call, sides)
     statistics = _read_statistics(requested, sides, call)
     ready_sides = [side for side in sides if inputs.is_ready(call[f"input{side}"])]
     samples = _open_inputs(call, sides, ready_sides)
@@ -153,7 +156,7 @@ def refuse_too_few(jobs: Iterable[Job], counts: Mapping[int, int], call: Mapping
 def _look(plan: Plan) -> None:
     for side, each in plan.samples.items():
         looking = [job for job in plan.jobs if plan.extracts(job, side)]
-        extractors = [upstream.FEATURE_EXTRACTORS_REGISTRY[job.extractor] for job in looking if job.extractor]
+        extractors = [extractor_class(job.extractor) for job in looking if job.extractor]
         if extractors and (each.is_divisible or rank_and_size()[0] == 0):
             each.look(only_rgb=any(upstream.is_builtin(extractor) for extractor in extractors))
 
@@ -258,44 +261,95 @@ def _usable_cuda(call: dict[str, Any], needed: bool) -> bool:
 def _jobs(
     requested: list[str], call: dict[str, Any], ready_sides: list[int], statistics: Mapping[int, Statistics]
 ) -> list[Job]:
-    """Choose what runs here: all metrics on features; the others are left to torch-fidelity."""
+    """Choose what runs here: all metrics on features, in each space; the others are left to torch-fidelity."""
     on_features = (*upstream.feature_metrics(), *METRICS_REGISTRY)
     names = [name for name in requested if name in on_features]
     if 1 in ready_sides and names != requested:
         others = ", ".join(name for name in requested if name not in names)
         raise ValueError(f"{others} cannot be calculated from ready features; input1 must be a generative model")
     extract = ready_sides != sides_of(requested)
-    extractors = {
-        name: _extractor(name, call, extract and not (name == _FID and {1, 2} <= statistics.keys())) for name in names
-    }
-    return [Job(name, extractor, _layer(name, extractor, call)) for name, extractor in extractors.items()]
+    spaces = call["feature_extractor"] if isinstance(call["feature_extractor"], list) else [call["feature_extractor"]]
+    jobs = []
+    for space in spaces:
+        for metric in names:
+            needed = extract and not (metric == _FID and {1, 2} <= statistics.keys())
+            extractor, layer = _extractor(metric, space, needed)
+            shown = space if len(spaces) > 1 else ""
+            jobs.append(Job(metric, extractor, _layer(metric, extractor, layer, call), shown))
+    return jobs
 
 
-def _extractor(metric: str, call: dict[str, Any], extract: bool) -> str | None:
-    """Name the metric's extractor; `None` if there is nothing to extract and the call does not say whose features."""
-    name: str | None = call["feature_extractor"]
+def refuse_spaces(kwargs: Mapping[str, Any], what: str) -> None:
+    """Raise `ValueError` where a call names several feature extractors, for what shows one."""
+    given = kwargs.get("feature_extractor")
+    if isinstance(given, (list, tuple)) and len(given) > 1:
+        raise ValueError(f"feature_extractor names {len(given)} extractors, and {what} has one")
+
+
+def _check_spaces(requested: list[str], call: dict[str, Any], sides: list[int]) -> None:
+    """Check the list of feature extractors of a call that has one; make it plain where it holds one alone."""
+    spaces = call["feature_extractor"]
+    if not isinstance(spaces, (list, tuple)):
+        return
+    if len(spaces) < 2:
+        call["feature_extractor"] = spaces[0] if spaces else None
+        return
+    call["feature_extractor"] = spaces = list(spaces)
+    if not all(isinstance(space, str) for space in spaces) or len(set(spaces)) < len(spaces):
+        raise ValueError(f"feature_extractor must be different names of extractors, or modules; got {spaces!r}")
+    for side in sides:
+        if inputs.is_ready(call[f"input{side}"]):
+            raise ValueError(
+                f"feature_extractor names {len(spaces)} extractors, and input{side} holds no images for them to look at"
+            )
+    names = {*upstream.feature_metrics(), *METRICS_REGISTRY}
+    layers = [keyword for keyword in call if keyword.startswith("feature_layer_") and call[keyword] is not None]
+    for keyword in [*layers, "feature_extractor_weights_path", "fid_statistics_file"]:
+        if call[keyword] is not None:
+            raise ValueError(
+                f'{keyword} is for one feature_extractor, and there are {len(spaces)}; name layers as "NAME/LAYER"'
+            )
+    others = [name for name in requested if name not in names]
+    if others:
+        raise ValueError(f"{', '.join(others)} looks at no features: it goes with one feature_extractor, or none")
+
+
+def _extractor(metric: str, name: str | None, extract: bool) -> tuple[str | None, str | None]:
+    """Name the metric's extractor and its layer.
+
+    Both are `None` if there is nothing to extract and the call does not say whose features; the layer also where
+    nothing names it.
+    """
     if name is None and extract:
         entry = METRICS_REGISTRY.get(metric)
         name = entry.default_feature_extractor if entry else upstream.DEFAULT_FEATURE_EXTRACTOR[metric]
-    known = upstream.FEATURE_EXTRACTORS_REGISTRY
-    if name is not None and name not in known:
-        raise ValueError(f'feature_extractor: "{name}" is not one of {", ".join(known)}{did_you_mean(name, known)}')
-    return name
+    if name is None:
+        return None, None
+    extractor, _, layer = name.partition("/")
+    extractor_class(extractor)
+    return extractor, layer or None
 
 
-def _layer(metric: str, extractor: str | None, call: dict[str, Any]) -> str:
+def _layer(metric: str, extractor: str | None, named: str | None, call: dict[str, Any]) -> str:
     entry = METRICS_REGISTRY.get(metric)
     keyword = entry.feature_layer_key if entry else f"feature_layer_{metric}"
-    if call[keyword] is not None:
-        return str(call[keyword])
+    given = call[keyword]
+    if named is not None and given not in (None, named):
+        raise ValueError(f'feature_extractor names layer "{named}", and {keyword} "{given}"')
+    if named is not None or given is not None:
+        return str(given if named is None else named)
     if extractor is None:
         return inputs.READY_LAYER
-    cls = upstream.FEATURE_EXTRACTORS_REGISTRY[extractor]
+    cls = extractor_class(extractor)
     for name in (metric, entry.default_layer_as, "fid") if entry else (metric,):
         with suppress(*_METRIC_UNKNOWN_ERRORS):
             return str(cls.get_default_feature_layer_for_metric(name))
-    provided = ", ".join(cls.get_provided_features_list())
+    layers = cls.get_provided_features_list()
+    provided = ", ".join(layers[:_NAMED_LAYERS]) + (", ..." if len(layers) > _NAMED_LAYERS else "")
     raise ValueError(f'Feature extractor "{extractor}" has no layer for {metric}; set {keyword} to one of: {provided}')
+
+
+_NAMED_LAYERS = 12  # in a message
 
 
 def _read_ready(side: int, jobs: list[Job], call: dict[str, Any]) -> dict[str, Features]:

@@ -50,6 +50,9 @@ class MetricEntry:
         return {self.name: False, self.feature_layer_key: None, **{o.name: o.default for o in self.options}}
 
 
+ACCOMPANY = ("_std", "_stderr", "_ci_low", "_ci_high", "_unclipped", "_pvalue", "_generated", "_real")
+"""Endings of the result keys that say how sure another one's value is, or from what it is."""
+
 METRICS_REGISTRY: dict[str, MetricEntry] = {}
 
 

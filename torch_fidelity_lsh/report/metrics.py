@@ -13,7 +13,8 @@ import torch
 from torch_fidelity_lsh.fidelity.calculate import calculate_watched
 from torch_fidelity_lsh.fidelity.classes import MEASURES, ByClass, Labels, deep_if_sorted, measure_classes
 from torch_fidelity_lsh.fidelity.datasets import DatasetSamples, FolderSamples, GoneSamples
-from torch_fidelity_lsh.fidelity.plan import Job, Plan
+from torch_fidelity_lsh.fidelity.plan import Job, Plan, refuse_spaces
+from torch_fidelity_lsh.fidelity.registry import ACCOMPANY
 from torch_fidelity_lsh.fidelity.samples import Samples
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.files import check_writable
@@ -47,7 +48,6 @@ _MEANINGS = {
         )
     },
 }
-_ACCOMPANY = ("_std", "_stderr", "_ci_low", "_ci_high", "_unclipped", "_pvalue", "_generated", "_real")
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def write_report(
         OSError: The file cannot be written.
     """
     check_writable(path, "report", SUFFIX)
+    refuse_spaces(kwargs, "a report")
     if by_class:
         if not any(kwargs.get(metric) for metric in MEASURES):
             raise ValueError(f"by_class needs one of {', '.join(MEASURES)} to be asked for")
@@ -127,7 +128,7 @@ def _measured(seen: _Seen) -> PrecisionRecall:
 def _numbers(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     shown = []
     for key, value in metrics.items():
-        if key not in _MEANINGS and key.endswith(_ACCOMPANY):
+        if key not in _MEANINGS and key.endswith(ACCOMPANY):
             continue
         title, meaning = _MEANINGS.get(key, (key, ""))
         low, high = metrics.get(f"{key}_ci_low"), metrics.get(f"{key}_ci_high")
