@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from torch_fidelity_lsh import memorization, reduce_features
+from torch_fidelity_lsh import calculate_metrics, memorization, reduce_features
 from torch_fidelity_lsh.cli import main
 
 
@@ -116,3 +116,66 @@ def test_the_command_takes_the_held_out_samples_as_a_third_input(tmp_path, capsy
     assert main(["memorization", *inputs, "--json", "--silent"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == memorization(generated, training, held_out).to_dict()
+
+
+def test_the_main_call_tells_the_share_of_copies_beside_the_other_numbers(tmp_path, capsys):
+    training, held_out, generated = draws(400, 300, 300)
+    generated[:90] = training[:90]
+    sides = {"input1": generated, "input2": training, "input3": held_out}
+    for name, side in sides.items():
+        np.save(tmp_path / f"{name}.npy", side.numpy())
+    asked = {"lsh": True, "lsh_knn": True, "cuda": False, "verbose": False}
+    found = calculate_metrics(**sides, **asked)
+    share = memorization(generated, training, held_out)
+    assert (found["memorization"], found["memorization_stderr"]) == (share.share, share.stderr)
+    assert (found["memorization_ci_low"], found["memorization_ci_high"]) == share.interval
+    without = calculate_metrics(input1=generated, input2=training, **asked)
+    assert without == {key: value for key, value in found.items() if "memorization" not in key}
+    page = tmp_path / "report.html"
+    call = [word for name in sides for word in (f"--{name}", str(tmp_path / f"{name}.npy"))]
+    assert main([*call, "--lsh", "--lsh-knn", "--silent", "--json", "--report", str(page)]) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(found)
+    assert "Memorisation" in page.read_text()
+
+
+def test_held_out_images_are_looked_at_with_the_extractor_of_the_call(counting_extractor):
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (360, 3, 8, 8), dtype=torch.uint8, generator=random)
+    generated, training, held_out = images[:120].clone(), images[120:240], images[240:]
+    generated[:60] = training[:60]
+    sides = {f"input{side}": Rows(each) for side, each in enumerate((generated, training, held_out), start=1)}
+    call = {"feature_extractor": "counting", "cuda": False, "verbose": False, "save_cpu_ram": True, "lsh": True}
+    found = calculate_metrics(**sides, **call, fid=True)
+    assert found["memorization_ci_low"] < 0.5 < found["memorization_ci_high"] + 0.02
+    assert counting_extractor.images == 360
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"fid": True}, "input3 is for memorization, which looks at the features of lsh or lsh_knn: ask for one"),
+        (
+            {"lsh": True, "input3": torch.zeros(99, 16)},
+            "input3 must hold at least 100 samples for memorization; got 99",
+        ),
+        ({"lsh": True, "input3": torch.zeros(200, 8)}, "held out: input3.*features_held_out have 8 features a sample"),
+        ({"lsh": True, "input3": "nowhere.npy"}, 'input3, file "nowhere.npy": there is no such file'),
+        ({"lsh": True, "input3": torch.zeros(200)}, "input3.*N x D"),
+    ],
+)
+def test_held_out_samples_that_cannot_serve_are_refused_by_name(call, message):
+    training, held_out, generated = draws(200, 150, 150)
+    sides = {"input1": generated, "input2": training, "input3": held_out, "cuda": False, "verbose": False}
+    with pytest.raises(ValueError, match=message):
+        calculate_metrics(**{**sides, **call})

@@ -352,6 +352,9 @@ def _add_registered_metrics(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--by-class", action="store_true", help="show classes in the report, which sub-folders tell")
     parser.add_argument(
+        "--input3", help="real samples that the generator was not trained on, to find copies of input2 (default: None)"
+    )
+    parser.add_argument(
         "--fid-statistics-file", help="file of mu and sigma that serves --fid in place of --input2 (default: None)"
     )
     parser.add_argument(
@@ -404,7 +407,7 @@ def _call_keywords(args: dict[str, Any]) -> dict[str, Any]:
 
 def _keywords_of_one_input(args: dict[str, Any]) -> dict[str, Any]:
     """Return the keywords of ``create_reference``, its input apart."""
-    return {name: value for name, value in _call_keywords(args).items() if name not in ("input1", "input2")}
+    return {name: value for name, value in _call_keywords(args).items() if name not in ("input1", "input2", "input3")}
 
 
 def _wants_cuda(args: dict[str, Any]) -> bool:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -33,8 +34,11 @@ from torch_fidelity_lsh.fidelity.plan import Features, Job, Plan, make_plan, ref
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY
 from torch_fidelity_lsh.fidelity.spaces import in_space, mean_ratios, ratios
 from torch_fidelity_lsh.fidelity.statistics import Statistics
+from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.files import check_writable
+from torch_fidelity_lsh.metric.functional import METRICS
 from torch_fidelity_lsh.metric.guard import default_modes
+from torch_fidelity_lsh.metric.memorization import FEWEST_HELD_OUT, memorization
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
 
@@ -56,6 +60,9 @@ def calculate_metrics(*, distributed: bool = True, **kwargs: Any) -> dict[str, f
             files of ADM, pytorch-fid, clean-fid), also where they stand beside images, which serve the other metrics.
         input2: The real samples, likewise. Where one input holds ready features and the other images, both must have
             the same D. Where both hold ready features no extractor is created and no weights are needed.
+        input3: Real samples that the generator was not trained on, while ``input2`` holds those that it was. With
+            ``lsh`` or ``lsh_knn`` the result then has :func:`~torch_fidelity_lsh.memorization`, the share of copies.
+            Default: `None`.
         lsh: Calculate precision and recall by hashing alone. Default: `False`.
         lsh_knn: Calculate precision and recall by nearest neighbours found by hashing. Default: `False`.
         feature_layer_lsh: Name of the feature layer for both. Default: `None`, the layer of ``prc`` in the chosen
@@ -113,7 +120,8 @@ def calculate_watched(watch: Watch, **kwargs: Any) -> dict[str, float]:
         ValueError: As there.
     """
     plan = _agreed_plan("calculate_metrics", kwargs)
-    results = {**on_first(lambda: _delegate(plan)), **_run_jobs(plan, watch)}
+    held_out = _held_out(plan)
+    results = {**on_first(lambda: _delegate(plan)), **_run_jobs(plan, watch, held_out)}
     _refuse_non_finite(results, plan)
     return results
 
@@ -214,7 +222,41 @@ def _agreed_plan(function: str, kwargs: dict[str, Any]) -> Plan:
     return plan
 
 
-def _run_jobs(plan: Plan, watch: Watch) -> dict[str, float]:
+def _held_out(plan: Plan) -> ReducedFeatures | None:
+    """Return what memorization looks at of ``input3``; `None` where it is not given."""
+    if plan.call["input3"] is None:
+        return None
+    job = next((job for job in plan.jobs if job.metric in METRICS), None)
+    if job is None:
+        raise ValueError(
+            f"input3 is for memorization, which looks at the features of {' or '.join(METRICS)}: ask for one"
+        )
+    other = {*plan.requested, "fid_statistics_file"}
+    kept = {name: value for name, value in plan.given.items() if name not in other and not name.startswith("input")}
+    source = {"feature_extractor": job.extractor, "feature_layer_lsh": job.layer if job.extractor else None}
+    try:
+        found: ReducedFeatures = create_reference(**{**kept, **source, "input": plan.call["input3"]})
+    except ValueError as error:
+        raise ValueError(re.sub(r"\binput[12]?\b", "input3", str(error))) from error
+    if len(found) < FEWEST_HELD_OUT:
+        raise ValueError(f"input3 must hold at least {FEWEST_HELD_OUT} samples for memorization; got {len(found)}")
+    return found
+
+
+def _memorization(
+    looks: Sequence[ReducedFeatures], held_out: ReducedFeatures, call: dict[str, Any]
+) -> dict[str, float]:
+    try:
+        generated, training = looks
+        found = memorization(generated, training, held_out, LSHConfig.from_kwargs(call))
+    except ValueError as error:
+        raise ValueError(f"memorization (generated: input1, training: input2, held out: input3): {error}") from error
+    low, high = found.interval
+    name = "memorization"
+    return {name: found.share, f"{name}_stderr": found.stderr, f"{name}_ci_low": low, f"{name}_ci_high": high}
+
+
+def _run_jobs(plan: Plan, watch: Watch, held_out: ReducedFeatures | None) -> dict[str, float]:
     """Run the metrics on features, extracting all layers in one pass over each input."""
     features = {}
     if plan.jobs:
@@ -227,6 +269,8 @@ def _run_jobs(plan: Plan, watch: Watch) -> dict[str, float]:
         for job in reversed(plan.jobs):
             looks = [features[side][job] for side in sides_of([job.metric])]
             found = _run_job(job, looks, plan.call)
+            if held_out is not None and job.metric in METRICS and "memorization" not in results:
+                found |= _memorization(looks, held_out, plan.call)
             if job.space:
                 found |= ratios(found, looks, partial(_run_job, job, call=plan.call))
             results = {**{in_space(job.space, key): value for key, value in found.items()}, **results}

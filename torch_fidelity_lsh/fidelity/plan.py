@@ -86,7 +86,7 @@ class Plan:
 
 # Where files are and how they are read is each machine's own.
 _MAY_DIFFER = (
-    *("input1", "input2", "fid_statistics_file", "verbose", "save_cpu_ram"),
+    *("input1", "input2", "input3", "fid_statistics_file", "verbose", "save_cpu_ram"),
     *("cache_root", "datasets_root", "datasets_download", "feature_extractor_weights_path"),
 )
 _FID = "fid"  # the one metric that mean and covariance are enough for
@@ -304,11 +304,10 @@ def _check_spaces(requested: list[str], call: dict[str, Any], sides: list[int]) 
             )
     names = {*upstream.feature_metrics(), *METRICS_REGISTRY}
     layers = [keyword for keyword in call if keyword.startswith("feature_layer_") and call[keyword] is not None]
-    for keyword in [*layers, "feature_extractor_weights_path", "fid_statistics_file"]:
+    for keyword in [*layers, "feature_extractor_weights_path", "fid_statistics_file", "input3"]:
         if call[keyword] is not None:
-            raise ValueError(
-                f'{keyword} is for one feature_extractor, and there are {len(spaces)}; name layers as "NAME/LAYER"'
-            )
+            advice = '; name layers as "NAME/LAYER"' if keyword in layers else ""
+            raise ValueError(f"{keyword} is for one feature_extractor, and there are {len(spaces)}{advice}")
     others = [name for name in requested if name not in names]
     if others:
         raise ValueError(f"{', '.join(others)} looks at no features: it goes with one feature_extractor, or none")

@@ -111,7 +111,7 @@ def register_metric(
     METRICS_REGISTRY[name] = entry
 
 
-CALL_KEYWORDS: dict[str, Any] = {"features_max_bytes": None, "fid_statistics_file": None}
+CALL_KEYWORDS: dict[str, Any] = {"features_max_bytes": None, "fid_statistics_file": None, "input3": None}
 """Keywords of this package's ``calculate_metrics`` that belong to no metric, with their defaults."""
 
 

@@ -35,6 +35,7 @@ _MEANINGS = {
     "kernel_inception_distance_mean": ("KID", "distance between feature distributions; lower is better"),
     "inception_score_mean": ("Inception score", "how sure and how varied the classes are; higher is better"),
     "perceptual_path_length_mean": ("PPL", "change of the image along the latent space; lower is smoother"),
+    "memorization": ("Memorisation", "share of generated samples that are copies of training ones; lower is better"),
     "precision": ("Precision (kNN)", _PRECISION),
     "recall": ("Recall (kNN)", _RECALL),
     "f_score": ("F-score (kNN)", _F_SCORE),
