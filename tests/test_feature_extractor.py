@@ -91,10 +91,10 @@ def test_weights_of_another_network_are_refused(content, tmp_path):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(2, 3, 8, 8), r"dtype torch\.uint8; got torch\.float32"),
-        ([1, 2], r"dtype torch\.uint8; got <class 'list'>"),
-        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), r"B x 3 x H x W; got \(2, 8, 8, 3\)"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), r"B x 3 x H x W; got \(3, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8), r"as uint8 tensor B x 3 x H x W; got torch\.float32"),
+        ([1, 2], "B x 3 x H x W; got list"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), r"got torch\.uint8, \(2, 8, 8, 3\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), r"got torch\.uint8, \(3, 8, 8\)"),
     ],
 )
 def test_what_is_not_a_batch_of_byte_images_is_refused(images, message, extractor):

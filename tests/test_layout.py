@@ -20,6 +20,7 @@ FLOORS = {
         ["fidelity"],
         ["report", "watch"],
         ["streaming", "cli"],
+        ["training"],
         ["__init__", "__main__"],
     ],
     "compressors": [
@@ -138,9 +139,13 @@ sys.path.insert(0, folder)
 for package in sys.argv[2:]:
     top = importlib.import_module(package)
     for found in pkgutil.walk_packages(top.__path__, package + "."):
-        module = importlib.import_module(found.name)
-        assert pathlib.Path(module.__file__).is_relative_to(folder), module.__file__
-        print(pathlib.Path(module.__file__).relative_to(folder).as_posix())
+        try:
+            path = importlib.import_module(found.name).__file__
+        except ImportError as error:  # A package that an extra brings is not installed, and the message says which.
+            assert 'pip install "torch-fidelity-lsh[' in str(error), error
+            path = found.module_finder.find_spec(found.name).origin
+        assert pathlib.Path(path).is_relative_to(folder), path
+        print(pathlib.Path(path).relative_to(folder).as_posix())
     print(pathlib.Path(top.__file__).relative_to(folder).as_posix())
 """
 

@@ -216,7 +216,7 @@ def test_weights_of_another_network_are_refused(resnet, tmp_path):
     with pytest.raises(ValueError, match=r"does not hold the weights of torchvision:resnet34"):
         create("torchvision:resnet34", ["pooled"], feature_extractor_weights_path=path)
     (tmp_path / "broken.pth").write_bytes(b"broken")
-    with pytest.raises(ValueError, match="cannot be read as a state dictionary"):
+    with pytest.raises(ValueError, match="cannot be read as the weights of torchvision:resnet18"):
         create("torchvision:resnet18", ["pooled"], feature_extractor_weights_path=str(tmp_path / "broken.pth"))
 
 

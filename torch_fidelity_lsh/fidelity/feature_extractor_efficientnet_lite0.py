@@ -10,8 +10,9 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
+from torch_fidelity_lsh.fidelity.networks import check_images, internal_dtype
+
 NAME = "efficientnet-lite0"
-_DTYPES = {None: torch.float32, "float32": torch.float32, "float64": torch.float64}
 
 
 class FeatureExtractorEfficientNetLite0(FeatureExtractorBase):  # type: ignore[misc]
@@ -43,13 +44,9 @@ class FeatureExtractorEfficientNetLite0(FeatureExtractorBase):  # type: ignore[m
         **kwargs: Any,
     ) -> None:
         super().__init__(name, features_list)
-        if feature_extractor_internal_dtype not in _DTYPES:
-            raise ValueError(
-                f'feature_extractor_internal_dtype must be "float32" or "float64" with {name}; '
-                f"got {feature_extractor_internal_dtype!r}"
-            )
+        dtype = internal_dtype(name, feature_extractor_internal_dtype)
         self.model = _load_model(feature_extractor_weights_path, self.INPUT_IMAGE_SIZE)
-        self.feature_extractor_internal_dtype = _DTYPES[feature_extractor_internal_dtype]
+        self.feature_extractor_internal_dtype = dtype
         self.to(self.feature_extractor_internal_dtype)
         self.requires_grad_(False)
         self.eval()
@@ -66,12 +63,7 @@ class FeatureExtractorEfficientNetLite0(FeatureExtractorBase):  # type: ignore[m
         Raises:
             ValueError: The images are of another type or shape.
         """
-        if not torch.is_tensor(x) or x.dtype != torch.uint8:
-            raise ValueError(
-                f"Expecting images as torch.Tensor of dtype torch.uint8; got {getattr(x, 'dtype', type(x))}"
-            )
-        if x.dim() != 4 or x.shape[1] != 3:
-            raise ValueError(f"Expecting images of shape B x 3 x H x W; got {tuple(x.shape)}")
+        check_images(x)
         size = (self.INPUT_IMAGE_SIZE, self.INPUT_IMAGE_SIZE)
         x = x.to(self.feature_extractor_internal_dtype)
         x = interpolate_bilinear_2d_like_tensorflow1x(x, size=size, align_corners=False)

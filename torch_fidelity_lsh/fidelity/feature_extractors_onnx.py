@@ -11,14 +11,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torchvision.transforms.functional import resize
 
-from torch_fidelity_lsh.fidelity.networks import Preparation, check_images
+from torch_fidelity_lsh.fidelity.networks import PluginExtractor, Preparation, check_images
 
 
-class OnnxExtractor(FeatureExtractorBase):  # type: ignore[misc]
+class OnnxExtractor(PluginExtractor):
     """A network in an ONNX file of an installed package, for 2D RGB 24-bit images; it runs on the CPU.
 
     Args:
@@ -32,7 +31,6 @@ class OnnxExtractor(FeatureExtractorBase):  # type: ignore[misc]
 
     file: ClassVar[tuple[str, str]]  # package, path in it
     tensors: ClassVar[dict[str, str]]  # layer to tensor of the file
-    default_layer: ClassVar[str]
 
     def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
         super().__init__(name, features_list)
@@ -78,18 +76,6 @@ class OnnxExtractor(FeatureExtractorBase):  # type: ignore[misc]
     def get_provided_features_list(cls) -> tuple[str, ...]:
         """Return the names of the layers."""
         return tuple(cls.tensors)
-
-    @classmethod
-    def get_default_feature_layer_for_metric(cls, metric: str) -> str:
-        """Return the layer a metric uses by default; raises `KeyError` for those of classes, as upstream's do."""
-        if metric == "isc":
-            raise KeyError(metric)
-        return cls.default_layer
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Tell that ``torch.compile`` is of no use."""
-        return False
 
 
 class ImgFocusExtractor(OnnxExtractor):

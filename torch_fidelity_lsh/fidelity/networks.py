@@ -7,15 +7,13 @@ network was trained with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache, wraps
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torchvision.transforms import InterpolationMode
@@ -27,7 +25,6 @@ from torch_fidelity_lsh.metric.messages import did_you_mean
 POOLED = "pooled"
 OUTPUT = "output"
 _DTYPES = {None: torch.float32, "float32": torch.float32, "float64": torch.float64}
-_METRICS_OF_CLASSES = ("isc",)  # which no layer can be taken for
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -75,7 +72,32 @@ def extractor_class(name: str, argument: str = "feature_extractor") -> type[Feat
     return found
 
 
-class NetworkExtractor(FeatureExtractorBase):  # type: ignore[misc]
+class PluginExtractor(FeatureExtractorBase):  # type: ignore[misc]
+    """An extractor whose metrics look at one layer, all but those of classes."""
+
+    default_layer: ClassVar[str]
+
+    @classmethod
+    def get_default_feature_layer_for_metric(cls, metric: str) -> str:
+        """Return the layer a metric uses by default; raises `KeyError` for those of classes, as upstream's do."""
+        if metric == "isc":
+            raise KeyError(metric)
+        return cls.default_layer
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """Tell that ``torch.compile`` is not used."""
+        return False
+
+
+def internal_dtype(name: str, given: str | None) -> torch.dtype:
+    """Return what ``feature_extractor_internal_dtype`` names; raise `ValueError` where an extractor has none such."""
+    if given not in _DTYPES:
+        raise ValueError(f'feature_extractor_internal_dtype must be "float32" or "float64" with {name}; got {given!r}')
+    return _DTYPES[given]
+
+
+class NetworkExtractor(PluginExtractor):
     """A network of timm or torchvision for 2D RGB 24-bit images.
 
     Args:
@@ -93,6 +115,7 @@ class NetworkExtractor(FeatureExtractorBase):  # type: ignore[misc]
 
     package: ClassVar[str]
     model: ClassVar[str]
+    default_layer = POOLED
 
     def __init__(
         self,
@@ -107,14 +130,9 @@ class NetworkExtractor(FeatureExtractorBase):  # type: ignore[misc]
             if layer not in provided:
                 raise ValueError(f'{name} has no layer "{layer}"{did_you_mean(layer, provided)}')
         super().__init__(name, features_list)
-        if feature_extractor_internal_dtype not in _DTYPES:
-            raise ValueError(
-                f'feature_extractor_internal_dtype must be "float32" or "float64" with {name}; '
-                f"got {feature_extractor_internal_dtype!r}"
-            )
-        self.dtype = _DTYPES[feature_extractor_internal_dtype]
+        self.dtype = internal_dtype(name, feature_extractor_internal_dtype)
         path, package = feature_extractor_weights_path, _PACKAGES[self.package]
-        state = None if path is None else _read_state(path)
+        state = None if path is None else upstream.read_weights(path, name)
         try:
             self.network: nn.Module = package.create(self.model, state is None)
             if state is not None:
@@ -144,18 +162,6 @@ class NetworkExtractor(FeatureExtractorBase):  # type: ignore[misc]
     def get_provided_features_list(cls) -> tuple[str, ...]:
         """Return the names of the layers."""
         return _layers(cls.package, cls.model)
-
-    @classmethod
-    def get_default_feature_layer_for_metric(cls, metric: str) -> str:
-        """Return the layer a metric uses by default; raises `KeyError` for those of classes, as upstream's do."""
-        if metric in _METRICS_OF_CLASSES:
-            raise KeyError(metric)
-        return POOLED
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Tell that ``torch.compile`` is not used."""
-        return False
 
 
 class _Package(NamedTuple):
@@ -238,27 +244,6 @@ def _layers(package: str, model: str) -> tuple[str, ...]:
     return POOLED, *(name for name, _ in network.named_modules() if name)
 
 
-def _read_state(path: str) -> Mapping[str, Tensor]:
-    if not Path(path).is_file():
-        raise ValueError(f'feature_extractor_weights_path: there is no file "{path}"')
-    try:
-        found = (
-            load_file(path)
-            if path.endswith(".safetensors")
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # The parsers raise what they like on damaged files.
-        raise ValueError(
-            f'feature_extractor_weights_path: "{path}" cannot be read as a state dictionary '
-            f"({type(error).__name__}: {upstream.first_line(error)})"
-        ) from error
-    if not isinstance(found, Mapping):
-        raise ValueError(
-            f'feature_extractor_weights_path: "{path}" holds a {type(found).__name__}, no state dictionary'
-        )
-    return found
-
-
 def check_images(images: Any) -> None:
     """Raise `ValueError` unless images are uint8 B x 3 x H x W."""
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
@@ -320,10 +305,11 @@ def _numbered(base: str) -> Iterator[str]:
         number += 1
 
 
-class _ModuleExtractor(FeatureExtractorBase):  # type: ignore[misc]
+class _ModuleExtractor(PluginExtractor):
     """Any module from images, uint8 B x 3 x H x W, to features B x D."""
 
     wrapped: ClassVar[list[nn.Module]]  # in a list, or it would be taken for a method of the class
+    default_layer = OUTPUT
 
     def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
         super().__init__(name, features_list)
@@ -339,16 +325,6 @@ class _ModuleExtractor(FeatureExtractorBase):  # type: ignore[misc]
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
         return (OUTPUT,)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        if metric in _METRICS_OF_CLASSES:
-            raise KeyError(metric)
-        return OUTPUT
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
 
 
 def _class_of(module: nn.Module) -> type[FeatureExtractorBase]:

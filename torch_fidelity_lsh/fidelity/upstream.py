@@ -22,6 +22,7 @@ from urllib.error import URLError
 
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
 from torch_fidelity_lsh.fidelity.statistics import Statistics
@@ -66,6 +67,7 @@ __all__ = [
     "metric_flags",
     "open_registered_dataset",
     "read_model",
+    "read_weights",
     "result_keys",
     "translate_deprecations",
 ]
@@ -194,7 +196,7 @@ def create_feature_extractor(name: str, layers: list[str], cuda: bool = True, **
     path = kwargs.get("feature_extractor_weights_path")
     reads_pickles = is_builtin(FEATURE_EXTRACTORS_REGISTRY[name]) and name in _WEIGHTS
     if path is not None and reads_pickles:
-        _check_weights(path, name)
+        read_weights(path, name)
     # Not for others: CLIP's own weights, for one, are an archive that the safe way of loading refuses.
     safely = _loading_safely() if reads_pickles else nullcontext()
     try:
@@ -210,10 +212,21 @@ def create_feature_extractor(name: str, layers: list[str], cuda: bool = True, **
         raise ValueError(f"{where} does not hold the weights of {name} ({first_line(error)}){advice}") from error
 
 
-def _check_weights(path: str, name: str) -> None:
+def read_weights(path: str, name: str) -> dict[str, Any]:
+    """Read a state dictionary, ``.safetensors`` or as ``torch.save`` writes it, without running code of the file.
+
+    Args:
+        path: The file, given as ``feature_extractor_weights_path``.
+        name: The extractor that it is for.
+
+    Raises:
+        ValueError: The file is not there, or is damaged or of another kind.
+    """
     if not Path(path).is_file():
         raise ValueError(f'feature_extractor_weights_path: there is no file "{path}"')
     try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # The parser raises what it likes on damaged files.
         raise ValueError(
@@ -224,6 +237,7 @@ def _check_weights(path: str, name: str) -> None:
         raise ValueError(
             f'feature_extractor_weights_path: "{path}" holds a {type(state).__name__}, not a state dictionary of {name}'
         )
+    return state
 
 
 def _checkpoints() -> Path:
