@@ -130,24 +130,23 @@ def main() -> None:
             measure(label, 0, network())
     size = (CROP, CROP)
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
+        if table.has("searched, 8 bits", seed):
+            continue
         ways: dict[str, Genotype | None] = {
-            "searched": None,
             "uniform": space.uniform_at(budget, "residual", size),
             "random": space.sample(random.Random(seed), size, (0.92 * budget, budget)),
+            "searched": None,
         }
+        trained = dict[str, CompressedModel]()
         for label, genotype in ways.items():
-            last = "searched, 8 bits" if genotype is None else label
-            if table.has(last, seed):
-                continue
-            folder = output / f"{label}-{seed}"
-            found, spent = train(seed, genotype, folder)
+            trained[label], spent = train(seed, genotype, output / f"{label}-{seed}")
             if not table.has(label, seed):
-                measure(label, seed, found.model, found, **spent)
-            if genotype is None:
-                save_report(found, teacher, example, folder)
-                calibration = [(crops[:32].to(DEVICE),)]
-                small = Quantizer(8, act_bits=8).compress(found, (crops[:1].to(DEVICE),), calibration=calibration)
-                measure(last, seed, small.model, small)
+                measure(label, seed, trained[label].model, trained[label], **spent)
+        found = trained.pop("searched")
+        save_report(found, teacher, example, output / f"searched-{seed}", trained)
+        calibration = [(crops[:32].to(DEVICE),)]
+        small = Quantizer(8, act_bits=8).compress(found, (crops[:1].to(DEVICE),), calibration=calibration)
+        measure("searched, 8 bits", seed, small.model, small)
     print(summary(table.rows))
 
 

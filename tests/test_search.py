@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import random
+import subprocess
+import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,10 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import scenes
 from torch import Tensor, nn
+from torch_pruning.utils import count_ops_and_params
 
 from compressors import CompressedModel, CompressionError, Pipeline, Quantizer
 from compressors.common.measure import count_macs
 from compressors.distil import DistillDistance
+from compressors.distil.costs import Costs
 from compressors.search import (
     ArchitectureSearch,
     Layer,
@@ -28,11 +35,12 @@ from compressors.search import (
     WidthSearch,
     cyclegan,
     esrgan,
+    save_report,
     search_student,
     tiny,
 )
 from compressors.search.cost import derive, expected_macs, extreme, macs_of
-from compressors.search.operators import OPERATORS, register_operator
+from compressors.search.operators import OPERATORS, SEARCHED, register_operator
 from compressors.search.space import make_divisible
 from compressors.search.supernet import straight_through
 from compressors.study import StudySettings, run_study
@@ -106,6 +114,12 @@ def test_published_costs_of_the_two_spaces() -> None:
     )  # fmt: skip
     network = cyclegan().build(zebra)
     assert cyclegan().macs(zebra, (256, 256)) == 4_169_793_536
+    # What others count: transposed convolutions at their output's size; AGD's code, which then halves it as well.
+    first, second, last = 88 * 128 * 9, 128 * 24 * 9, 24 * 3 * 49
+    exact = first * 64**2 + second * 128**2 + last * 256**2
+    assert 4_169_793_536 + 3 * (exact - last * 256**2) == pytest.approx(6.774e9, rel=1e-4)
+    wrong = first * 128**2 + second * 64**2 + last * 16**2
+    assert 4_169_793_536 - exact + wrong == pytest.approx(4.845e9, rel=1e-4)
     assert sum(parameter.numel() for parameter in network.parameters()) == 803_312
     space, size = esrgan(), (256, 256)
     assert space.fixed_macs(size) == 91_314_192_384
@@ -138,11 +152,13 @@ def test_published_arithmetic_of_super_resolution() -> None:
 
 def test_counters_differ_in_transposed_convolutions_and_norms_and_ours_is_exact() -> None:
     network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.InstanceNorm2d(8), nn.ConvTranspose2d(8, 8, 3, 2, 1, 1, bias=False)
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.InstanceNorm2d(8), nn.ConvTranspose2d(8, 4, 3, 2, 1, 1, bias=False)
     )
-    size = 32
-    exact = 3 * 8 * 9 * 16**2 + 8 * 8 * 9 * 16**2
-    assert count_macs(network, (torch.rand(1, 3, size, size),))[""] == exact
+    images = torch.rand(1, 3, 32, 32)
+    assert count_macs(network, (images,))[""] == 3 * 8 * 9 * 16**2 + 8 * 4 * 9 * 16**2 == 129_024
+    published = 3 * 8 * 9 * 16**2 + 8 * 4 * 9 * 32**2
+    assert Costs.of(network, (images,)).macs_published == published
+    assert count_ops_and_params(network, images)[0] == published + 8 * 16**2 == 352_256
 
 
 @given(st.floats(3, 600), st.floats(3, 600), st.sampled_from([2, 4, 8]))
@@ -270,6 +286,18 @@ def test_a_norm_hides_the_scalar_gate_from_the_loss_and_not_the_mask() -> None:
     assert min(largest_gradients(space, "scalar")) < 1e-4
 
 
+def test_the_loss_of_a_network_gives_no_gradient_to_logits_and_that_of_logits_none_to_weights() -> None:
+    net, images = Supernet(tiny()), torch.rand(2, 3, 32, 32)
+    logits = [*net.operator_logits, *net.width_logits]
+    net(images, indices_of(tiny(), 0, 32)).square().mean().backward()
+    assert all(parameter.grad is None for parameter in logits)
+    assert any(parameter.grad is not None for parameter in net.weights.parameters())
+    net.zero_grad()
+    net.mixed(images, 1.0).square().mean().backward()
+    assert all(parameter.grad is None for parameter in net.weights.parameters())
+    assert any(parameter.grad is not None for parameter in logits)
+
+
 # Searches
 
 
@@ -372,6 +400,20 @@ def test_a_killed_search_ends_with_the_same_network(result: CompressedModel, tmp
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+def test_a_search_killed_by_the_system_ends_with_the_same_network(result: CompressedModel, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", f"from test_search import *; searched(Path({str(tmp_path)!r}))"]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    while not (tmp_path / "trial-0.safetensors").exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -9
+    assert not (tmp_path / "student.safetensors").exists()
+    again = searched(tmp_path)
+    assert again.recipe.architecture == result.recipe.architecture
+    states = result.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
 @pytest.mark.parametrize("after", [4, 12])
 def test_ctrl_c_keeps_the_best_network_so_far(after: int) -> None:
     left = [after]
@@ -386,6 +428,35 @@ def test_ctrl_c_keeps_the_best_network_so_far(after: int) -> None:
         found = searched(draw=interrupting)
     assert found.recipe.steps[-1]["interrupted"]
     assert found.report.after.macs <= BUDGET
+
+
+def test_a_report_has_costs_of_both_sides_and_baselines_at_the_same_cost(
+    result: CompressedModel, tmp_path: Path
+) -> None:
+    space, images = tiny(), draw(1, torch.Generator())
+    genotype = space.uniform_at(BUDGET, "residual", SIZE)
+    given = ArchitectureSearch(space, BUDGET, draw, 4, genotype=genotype, batch_size=4, held_out=8, progress=False)
+    uniform = given.compress(teacher(), images)
+    save_report(result, teacher(), images, tmp_path, {"uniform, trained": uniform})
+    report = json.loads((tmp_path / "search.json").read_text())
+    assert report["student"]["macs"] == report["macs"] == report["student"]["flops"] / 2 <= report["budget"]
+    assert report["teacher"]["macs"] == 6_340_608
+    for side in ("teacher", "student"):
+        assert report[side]["seconds"] > 0
+        assert report[side]["bytes_8"] < 0.4 * report[side]["bytes_32"]
+    rows = {row["name"]: row for row in report["baselines"]}
+    assert list(rows) == [*(f"uniform {name}" for name in SEARCHED), "random", "uniform, trained"]
+    assert all(row["macs"] >= BUDGET for name, row in rows.items() if name.startswith("uniform"))
+    assert 0.92 * BUDGET <= rows["random"]["macs"] <= BUDGET
+    assert rows["random"]["trial loss"] > 0
+    assert rows["uniform, trained"] == {
+        "name": "uniform, trained",
+        "genotype": [list(pair) for pair in genotype],
+        "macs": uniform.report.after.macs,
+        "parameters": uniform.report.after.parameters,
+        "loss": uniform.recipe.steps[-1]["training"]["best_loss"],
+    }
+    assert (tmp_path / "architecture.png").stat().st_size > 1000
 
 
 def test_style_and_content_of_features_can_be_the_distance() -> None:
@@ -479,7 +550,11 @@ def test_spaces_that_make_no_sense_are_refused(build: Any, message: str) -> None
         build()
 
 
-def test_odd_sizes_are_refused_by_the_student_too(result: CompressedModel) -> None:
+def test_the_student_keeps_shape_and_range_and_refuses_odd_sizes(result: CompressedModel) -> None:
+    with torch.no_grad():
+        made = result.model(100 * torch.randn(2, 3, 64, 32))
+    assert made.shape == (2, 3, 64, 32)
+    assert made.abs().max() <= 1
     with warnings.catch_warnings(), pytest.raises(CompressionError, match="multiples of 4"):
         result.model(torch.rand(1, 3, 30, 32))
 

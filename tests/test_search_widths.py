@@ -62,6 +62,24 @@ def test_a_share_of_the_cost_is_met_and_filled(build: Any, draw: Any, tmp_path: 
         assert torch.equal(again.model(*inputs), expected)
 
 
+def test_ctrl_c_in_evolution_keeps_the_best_so_far() -> None:
+    seen = list[float]()
+
+    def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        value = (student - teacher).abs().mean()
+        seen.append(float(value.detach()))
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return value
+
+    with pytest.warns(UserWarning, match="interrupted in evolution"):
+        found = search_widths(dcgan(), 0.5, latents, loss=loss, **FEW)
+    step = found.recipe.steps[-1]
+    assert step["macs"] <= step["budget"]
+    assert not step["candidates"]
+    assert step["training"]["step"] == FEW["steps"]
+
+
 def test_it_is_a_stage_before_quantization() -> None:
     search = WidthSearch(0.5, latents, **FEW)
     found = Pipeline(search, Quantizer(8)).compress(dcgan(), latents(4, torch.Generator()))

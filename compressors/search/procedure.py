@@ -41,7 +41,7 @@ class Found:
     Attributes:
         genotype: the network.
         model: it, trained.
-        candidates: networks that were trained for a short time, with their losses.
+        candidates: networks that were trained for a short time, with what found them and their losses.
         supernet: the course of the supernet's training.
         training: the course of the model's.
         interrupted: why the search ended early; "" where it did not.
@@ -121,17 +121,18 @@ class Search:
             settings.progress,
         )
         candidates = STRATEGIES[settings.strategy](task, settings.trials)
-        found.genotype = self.space.genotype(candidates[0])
+        found.genotype = self.space.genotype(candidates[0][1])
         steps = settings.trial_steps or max(1, 3 * settings.steps // 8)
         best = math.inf
-        for number, indices in enumerate(candidates if len(candidates) > 1 else ()):
+        for number, (origin, indices) in enumerate(candidates if len(candidates) > 1 else ()):
             genotype = self.space.genotype(indices)
             result = self._trained(genotype, steps, f"trial-{number}.safetensors")
             loss = self._loss(result.model)
-            row = {"genotype": [list(pair) for pair in genotype], "macs": macs_of(self.tables, indices), "loss": loss}
+            row: dict[str, Any] = {"origin": origin, "genotype": [list(pair) for pair in genotype]}
+            row |= {"macs": macs_of(self.tables, indices), "loss": loss, "shared loss": self.scores.get(indices)}
+            found.candidates.append(row)
             if loss < best:
                 best, found.genotype, found.model, found.training = loss, genotype, result.model, _course(result)
-            found.candidates.append({**row, "shared loss": self.scores.get(indices)})
             if _course(result)["note"].startswith("interrupted"):
                 raise _Interrupted(f"interrupted in trial {number + 1} of {len(candidates)}")
         return found.genotype

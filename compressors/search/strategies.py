@@ -1,4 +1,4 @@
-"""Ways to choose networks by the supernet; a new one is a function from a `Task` to candidates, in `STRATEGIES`."""
+"""Ways to choose networks by the supernet; a new one is a function from a `Task` to `Chosen`, in `STRATEGIES`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ _LEAST_DIFFERENCE = 3
 _TRIES = 50
 
 Candidate = TypeVar("Candidate", bound=tuple[Any, ...])
+Chosen: TypeAlias = list[tuple[str, Indices]]
+"""Networks to train for a short time, each behind the name of what found it."""
 
 
 @dataclass(frozen=True)
@@ -71,72 +73,78 @@ def evolve(
     sample: Callable[[], Candidate],
     mutated: Callable[[Candidate], Candidate],
     score: Callable[[Candidate], float],
+    scores: dict[Candidate, float],
     rng: random.Random,
     *,
     population: int,
     generations: int,
     progress: bool,
-) -> list[Candidate]:
-    """Return candidates, tuples, by rising score: each generation mutates the best third of a population of all seen.
+) -> None:
+    """Fill `scores`, of candidates, tuples: each generation mutates the best third of a population of all seen.
 
     Args:
         sample: draws a candidate.
         mutated: changes one.
         score: of a candidate, the lower the better.
+        scores: what is found, also where this is interrupted.
         rng: chooses parents.
         population: candidates in a generation.
         generations: their number.
         progress: whether to show a bar.
     """
-    seen: dict[Candidate, float] = {}
     current = {sample() for _ in range(population)}
     with tqdm(total=generations, desc="evolution", file=sys.stderr, leave=None, disable=not progress) as bar:
         for _ in range(generations):
-            for candidate in sorted(current - set(seen)):
-                seen[candidate] = score(candidate)
-            best = sorted(seen, key=lambda candidate: (seen[candidate], candidate))
+            for candidate in sorted(current - set(scores)):
+                scores[candidate] = score(candidate)
+            parents = ranked(scores)[: max(1, population // 3)]
             bar.update()
-            bar.set_postfix(loss=f"{seen[best[0]]:.4g}")
-            parents = best[: max(1, population // 3)]
+            bar.set_postfix(loss=f"{scores[parents[0]]:.4g}")
             current = {mutated(rng.choice(parents)) for _ in range(population)}
-    return best
 
 
-def evolution(task: Task, count: int) -> list[Indices]:
+def ranked(scores: dict[Candidate, float]) -> list[Candidate]:
+    """Return candidates by rising score."""
+    return sorted(scores, key=lambda candidate: (scores[candidate], candidate))
+
+
+def evolution(task: Task, count: int) -> Chosen:
     """Return networks by evolution on the loss with shared weights, best first, and as many random ones.
 
     Shared weights rank poorly: what the narrowest widths, trained in every step, do best may be what limits a network
     that is trained alone. Random candidates hedge against that.
     """
-    ranked = evolve(
+    scores: dict[Indices, float] = {}
+    evolve(
         task.sample,
         task.mutated,
         task.score,
+        scores,
         task.rng,
         population=task.population,
         generations=task.generations,
         progress=task.progress,
     )
     hedge = count // 2
-    return distinct([*distinct(ranked, count - hedge), *(task.sample() for _ in range(hedge))], count)
+    found = [("evolution", indices) for indices in distinct(ranked(scores), count - hedge)]
+    return [*found, *(("random", task.sample()) for _ in range(hedge))]
 
 
-def gradient(task: Task, count: int) -> list[Indices]:
+def gradient(task: Task, count: int) -> Chosen:
     """Return the most probable network within the band, after the logits have been trained: AGD's way."""
     operators, widths = task.learn_logits()
-    return [derive(task.tables, operators, widths, task.band[1], task.band[0] / task.band[1])]
+    return [("gradient", derive(task.tables, operators, widths, task.band[1], task.band[0] / task.band[1]))]
 
 
-def both(task: Task, count: int) -> list[Indices]:
+def both(task: Task, count: int) -> Chosen:
     """Return the network of `gradient` and those of `evolution`."""
-    found = gradient(task, 1)
-    return distinct([*found, *evolution(task, count)], count)
+    return [*gradient(task, 1), *evolution(task, count - 1)] if count > 1 else gradient(task, 1)
 
 
-def distinct(ranked: list[Candidate], count: int) -> list[Candidate]:
+def distinct(candidates: list[Candidate], count: int) -> list[Candidate]:
     """Return up to `count` of the first candidates that differ from each other in three layers, or half of fewer."""
     chosen: list[Candidate] = []
-    for candidate in ranked:
+    for candidate in candidates:
         differences = (sum(a != b for a, b in zip(candidate, other, strict=True)) for other in chosen)
         if all(number >= min(_LEAST_DIFFERENCE, (len(candidate) + 1) // 2) for number in differences):
             chosen.append(candidate)
@@ -145,7 +153,7 @@ def distinct(ranked: list[Candidate], count: int) -> list[Candidate]:
     return chosen
 
 
-STRATEGIES: dict[str, Callable[[Task, int], list[Indices]]] = {
+STRATEGIES: dict[str, Callable[[Task, int], Chosen]] = {
     "evolution": evolution,
     "gradient": gradient,
     "both": both,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from compressors.prune.pruner import ChannelPruner
 from compressors.search.data import example, split
 from compressors.search.groups import FEWEST, ChannelGroups, Counts
 from compressors.search.settings import check_common, file_in, label_of, resolved
-from compressors.search.strategies import distinct, evolve
+from compressors.search.strategies import distinct, evolve, ranked
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class WidthSearch(Stage):
 
     torch-pruning finds the groups of layers that share their channels. How many of each group stay is found by
     evolution, on the loss of the pruned generator without training; the best are distilled for a short time, and the
-    best of those for `steps`. Ctrl-C ends the short trainings, and once more the last one, with the best so far. The
-    result keeps its class: its file needs that to load, as after `ChannelPruner`.
+    best of those for `steps`. Ctrl-C ends evolution or the short trainings, and once more the last one, with the best
+    so far. The result keeps its class: its file needs that to load, as after `ChannelPruner`.
 
     Args:
         budget: the most that the result may cost for one sample: multiply-accumulates as an integer, or a share of the
@@ -114,17 +115,25 @@ class WidthSearch(Stage):
             pairs = zip(outputs, targets, strict=True)
             return sum(weight * float(term(*pair)) for pair in pairs for weight, term in losses)
 
-        rng = random.Random(self.seed)
-        ranked = evolve(
-            lambda: groups.fitted([rng.uniform(FEWEST, 1) for _ in groups.units], budget),
-            lambda counts: groups.mutated(counts, budget, rng),
-            score,
-            rng,
-            population=self.population,
-            generations=self.generations,
-            progress=self.progress,
-        )
-        best, rows = self._best(distinct(ranked, self.trials), groups, full, one)
+        rng, scores = random.Random(self.seed), dict[Counts, float]()
+        try:
+            evolve(
+                lambda: groups.fitted([rng.uniform(FEWEST, 1) for _ in groups.units], budget),
+                lambda counts: groups.mutated(counts, budget, rng),
+                score,
+                scores,
+                rng,
+                population=self.population,
+                generations=self.generations,
+                progress=self.progress,
+            )
+            candidates = distinct(ranked(scores), self.trials)
+        except KeyboardInterrupt:
+            if not scores:
+                raise
+            candidates = ranked(scores)[:1]
+            warnings.warn(f"{self.name}: interrupted in evolution; the best so far is trained", stacklevel=4)
+        best, rows = self._best(candidates, groups, full, one)
         pruned = self._pruner(groups.ratios(best))._apply(work)
         found = count_macs(pruned.model, one)[""]
         if found > budget:

@@ -1,4 +1,4 @@
-"""A small task of image to image for searches: noisy scenes of blobs, to clean inverted ones."""
+"""A small task of image to image for searches: noisy scenes of blobs, to clean ones of other colours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def scenes(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return inputs and targets, count x 3 x 32 x 32 each, -1 to 1.
 
     A gradient as background, one to three discs with faint stripes, noise of deviation 0.06. In the targets there is no
-    noise, colours are inverted, and discs have stronger stripes and an outline.
+    noise, the colours of the background are exchanged in turn, and those of discs, which have stronger stripes and an
+    outline, are inverted.
     """
     random = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.linspace(-1, 1, SIZE), torch.linspace(-1, 1, SIZE), indexing="ij")
@@ -23,7 +24,7 @@ def scenes(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
     slope, level = uniform(3, 2, 1, 1) * 0.4, uniform(3, 1, 1) * 0.5
     background = level + slope[:, :, 0] * x + slope[:, :, 1] * y
-    inputs, targets = background.clone(), -background
+    inputs, targets = background.clone(), background.roll(1, 1)
     for number in range(3):
         present = torch.rand(count, 1, 1, generator=random) < (1, 0.6, 0.3)[number]
         centre, radius = uniform(2, 1, 1) * 0.7, 0.2 + 0.15 * uniform(1, 1).abs()
