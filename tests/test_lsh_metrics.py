@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -597,3 +598,14 @@ def test_settings_out_of_range_are_refused(setting, message):
 def test_gpu_gives_the_numbers_of_the_cpu(measure):
     generated, real = (torch.from_numpy(normal(700, 300, s)) for s in (1, 2))
     assert numbers(measure(generated.cuda(), real.cuda())) == numbers(measure(generated, real))
+
+
+def test_sources_that_were_not_installed_measure_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == "torch-fidelity-lsh":
+            raise PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr("torch_fidelity_lsh.metric.functional.version", version)
+    generated, real = torch.randn(2, 50, 4, generator=torch.Generator().manual_seed(0))
+    assert lsh_precision_recall(generated, real).protocol["versions"]["torch-fidelity-lsh"] == "not installed"

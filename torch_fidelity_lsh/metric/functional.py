@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy.typing as npt
@@ -299,9 +299,16 @@ def measure(
             "near_copies_real": real.spacing.share_of_near_copies,
             "dimension": real.reduced.dimension,
             **asdict(config),
-            "versions": {name: version(name) for name in ("torch-fidelity-lsh", "torch-fidelity", "torch", "numpy")},
+            "versions": {name: _version(name) for name in ("torch-fidelity-lsh", "torch-fidelity", "torch", "numpy")},
         },
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # The package runs from a folder of sources, as a part of other code may.
+        return "not installed"
 
 
 def _assess(metric: str, assessed: Side, members: Side, config: LSHConfig) -> tuple[Estimate, float]:
