@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib
 import torch
 from data import DATA, load_images
+from device import DEVICE
 from gans import GANSettings
 from tqdm import tqdm
 from train_gan import Training, TrainSettings
@@ -40,13 +41,12 @@ def main() -> None:
         images = load_images(arguments.data, arguments.data_root)
     except FileNotFoundError as error:
         sys.exit(str(error))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training = Training(GANSettings(channels=images.shape[1]), TrainSettings(epochs * steps, BATCH), device)
+    training = Training(GANSettings(channels=images.shape[1]), TrainSettings(epochs * steps, BATCH), DEVICE)
 
-    metric = LSHPrecisionRecall("efficientnet-lite0", metrics=("lsh", "lsh_knn"), reset_real_features=False).to(device)
+    metric = LSHPrecisionRecall("efficientnet-lite0", metrics=("lsh", "lsh_knn"), reset_real_features=False).to(DEVICE)
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:samples]
     for batch in image_batches(images[chosen], BATCH):
-        metric.update(batch.to(device), real=True)
+        metric.update(batch.to(DEVICE), real=True)
 
     history = []
     for epoch in tqdm(range(1, epochs + 1), desc="Epochs", unit="epoch", file=sys.stderr):
