@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 import torch_fidelity_lsh
 from torch_fidelity_lsh import LSHConfig, lsh_features_to_metric, lsh_knn_precision_recall, lsh_precision_recall
 from torch_fidelity_lsh.metric.anchors import AnchorTables
+from torch_fidelity_lsh.metric.coordinates import Coordinates
 from torch_fidelity_lsh.metric.functional import FEWEST_ROWS
 from torch_fidelity_lsh.metric.members import Members, content_hash
 
@@ -52,10 +53,12 @@ def test_metrics_equal_what_the_page_of_definitions_says(metric, num_generated, 
 
 def test_the_nearer_two_points_are_the_likelier_they_share_a_cell():
     """What makes nearest-anchor cells a locality-sensitive hash: the collision curve falls with distance."""
-    points = torch.from_numpy(np.rint(normal(4000, 16, 1) * 2**16))
-    cells, _ = AnchorTables.draw(points, 64, 200, np.random.default_rng(0)).nearest(points[:600])
-    collisions = (cells[:, :, None] == cells[:, None, :]).double().mean(0)
-    distances = torch.cdist(points[:600], points[:600]) / 2**16
+    points = torch.from_numpy(normal(4000, 16, 1))
+    coordinates = Coordinates.fit(points)
+    tables = AnchorTables.draw(points, coordinates, 64, 200, np.random.default_rng(0))
+    cells, _ = tables.nearest(coordinates(points[:600]))
+    collisions = (cells[:, None] == cells[None]).double().mean(2)
+    distances = torch.cdist(points[:600], points[:600])
     edges = torch.tensor([1e-9, 3.5, 4.5, 5.5, 6.5, 8.0, 12.0])
     curve = [
         float(collisions[(distances > low) & (distances <= high)].mean()) for low, high in itertools.pairwise(edges)

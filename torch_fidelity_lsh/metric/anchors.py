@@ -10,21 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
-from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE
+from torch_fidelity_lsh.metric.coordinates import Coordinates
 
 # Logarithms are rounded to this: sums of them are then exact, and do not depend on their order.
 LOG_UNIT = 2.0**-16
 SHARE_OF_ANCHORS = 4  # at most a fourth of a set are anchors of one table
+NUMBER_BITS = 6  # of a key; a table has at most 64 anchors
 
-# In more dimensions than these points are rounded to a thousandth of the typical distance to the centre: whole numbers
-# whose squared distances are then exact in float32, unless they are far out.
-FEW_DIMENSIONS = 17
-COARSE = 2.0**-8
-EXACT_DISTANCE = 2.0**12
+EXACT_DISTANCE = 2.0**12  # whose square float32 holds
+CELLS_AT_ONCE = 2**20  # of tables
+IN_CACHE = 256  # rows whose distances to anchors are found at a time
 
 
 @dataclass(frozen=True)
@@ -32,85 +32,106 @@ class AnchorTables:
     """T tables of psi anchors each, drawn from one set.
 
     Attributes:
+        coordinates: Between whose positions distances are taken.
         anchors: (T psi) x P positions, table by table, whole numbers.
         rows: T x psi rows of the anchors in their set.
         log_radius: T x psi logarithms of each anchor's distance to the nearest other anchor of its table.
     """
 
+    coordinates: Coordinates
     anchors: torch.Tensor
     rows: torch.Tensor
     log_radius: torch.Tensor
 
     @classmethod
-    def draw(cls, support: torch.Tensor, num_anchors: int, num_tables: int, rng: np.random.Generator) -> AnchorTables:
-        """Draw anchors from N x P coordinates, N >= 2; at most N / 4 a table, and at least 2."""
+    def draw(
+        cls,
+        support: torch.Tensor,
+        coordinates: Coordinates,
+        num_anchors: int,
+        num_tables: int,
+        rng: np.random.Generator,
+    ) -> AnchorTables:
+        """Draw at most 64 anchors a table from N reduced features, N >= 2; at most N / 4, and at least 2."""
         size = min(num_anchors, max(2, len(support) // SHARE_OF_ANCHORS))
         drawn = np.stack([rng.choice(len(support), size, replace=False) for _ in range(num_tables)])
         rows = torch.from_numpy(drawn).to(support.device)
-        anchors = positions(support[rows.flatten()])
-        return cls(anchors, rows, log_radii(anchors.view(*rows.shape, -1), rows))
+        anchors = coordinates(support[rows.flatten()])
+        return cls(coordinates, anchors, rows, log_radii(anchors.view(*rows.shape, -1), rows))
+
+    @cached_property
+    def _squared_distances(self) -> SquaredDistances:
+        return SquaredDistances(self.anchors)
 
     def squared_distances(self, points: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield, some of M x P coordinates at a time, the first row and exact B x T x psi squared distances, whole."""
-        for start, block in zip(range(0, len(points), ROWS_AT_ONCE), torch.split(points, ROWS_AT_ONCE), strict=True):
-            block = positions(block)
-            everything = slice(None)
-            squared = SquaredDistances(block, self.anchors)(everything, everything)
-            yield start, squared.view(len(block), *self.rows.shape)
+        """Yield, some of M x P positions at a time, the first row and B x T x psi distances: see `SquaredDistances`."""
+        for start, block in zip(range(0, len(points), IN_CACHE), torch.split(points, IN_CACHE), strict=True):
+            yield start, self._squared_distances(block).view(len(block), *self.rows.shape)
 
-    def nearest(self, points: torch.Tensor, are_support: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Find the nearest anchor of M x P coordinates in each table.
+    def keys(self, squared: torch.Tensor, first_row: int | None = None) -> torch.Tensor:
+        """Return whole numbers that hold B x T x psi squared distances, and below these the numbers of the anchors.
+
+        Args:
+            squared: Distances.
+            first_row: If these are from rows of the set the anchors were drawn from, the first of them; anchors are
+                further from themselves than all others then.
+        """
+        numbers = torch.arange(self.rows.shape[1], dtype=squared.dtype, device=squared.device)
+        keys = torch.add(numbers, squared, alpha=2**NUMBER_BITS)
+        if first_row is not None:
+            row = self.rows.flatten() - first_row
+            column = ((row >= 0) & (row < len(keys))).nonzero().flatten()
+            keys.view(len(keys), -1)[row[column], column] = torch.iinfo(keys.dtype).max
+        return keys
+
+    def nearest(self, points: torch.Tensor, first_row: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find the nearest anchor of each of M x P positions in each table.
 
         Args:
             points: M x P.
-            are_support: Whether they are the set the anchors were drawn from; each then passes over itself.
+            first_row: If they are rows of the set the anchors were drawn from, the first; each passes over itself then.
 
         Returns:
-            T x M cells, numbers of anchors in their tables, and the logarithms of the distances to them.
+            M x T cells, numbers of anchors in their tables, and the logarithms of the distances to them.
         """
-        cells, nearest = [], []
-        for start, squared in self.squared_distances(points):
-            if are_support:
-                self.pass_over_themselves(squared, start)
-            found = squared.min(2)
-            cells.append(found.indices)
-            nearest.append(found.values)
-        return torch.cat(cells).T.contiguous(), half_log(torch.cat(nearest)).T.contiguous()
+        lowest = [
+            self.keys(squared, None if first_row is None else first_row + start).amin(2)
+            for start, squared in self.squared_distances(points)
+        ]
+        return cells_and_logs(torch.cat(lowest), squared_norms(points))
 
-    def pass_over_themselves(self, squared: torch.Tensor, start: int) -> None:
-        """Make anchors among B rows of the support, from ``start``, infinitely far from themselves, in place."""
-        row = self.rows.flatten() - start
-        column = ((row >= 0) & (row < len(squared))).nonzero().flatten()
-        squared.view(len(squared), -1)[row[column], column] = math.inf
+
+def cells_and_logs(keys: torch.Tensor, norms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cells and logarithms of distances that B x T keys hold, of points with B squared norms."""
+    return (keys & (2**NUMBER_BITS - 1)).long(), half_log((keys >> NUMBER_BITS) + norms[:, None])
 
 
 class SquaredDistances:
-    """Exact squared distances, whole numbers, between some of M x P and some of N x P positions."""
+    """Exact squared distances to N positions, whole numbers, each less the squared norm of the point it is from."""
 
-    def __init__(self, points: torch.Tensor, others: torch.Tensor) -> None:
-        norms, norms_of_others = (each.double().square().sum(1) for each in (points, others))
-        few = points.shape[1] <= FEW_DIMENSIONS
-        is_far = float(norms.max().sqrt() + norms_of_others.max().sqrt()) > EXACT_DISTANCE
-        dtype = torch.float64 if few or is_far else torch.float32
-        self._points, self._others = points.to(dtype), others.to(dtype)
-        self._norms, self._norms_of_others = norms.to(dtype), norms_of_others.to(dtype)
+    def __init__(self, others: torch.Tensor) -> None:
+        norms = squared_norms(others)
+        self._largest_norm = norms.max()
+        self._of_type = {dtype: (norms.to(dtype), others.T.to(dtype)) for dtype in (torch.float32, torch.float64)}
 
-    def __call__(self, rows: torch.Tensor | slice, rows_of_others: torch.Tensor | slice) -> torch.Tensor:
-        """Return those between some rows of both."""
-        squared = torch.addmm(
-            self._norms_of_others[rows_of_others], self._points[rows], self._others[rows_of_others].T, alpha=-2
-        )
-        return squared.add_(self._norms[rows, None])
+    def __call__(self, points: torch.Tensor) -> torch.Tensor:
+        """Return those from B x P positions, B x N, int32 or int64."""
+        dtype = exact_type(squared_norms(points).max(), self._largest_norm)
+        norms, others = self._of_type[dtype]
+        squared = torch.addmm(norms, points.to(dtype), others, alpha=-2)
+        return squared.to(torch.int32 if dtype == torch.float32 else torch.int64)
 
 
-def positions(points: torch.Tensor) -> torch.Tensor:
-    """Return N x P coordinates as anchors see them."""
-    return points if points.shape[1] <= FEW_DIMENSIONS else (points * COARSE).round()
+def exact_type(*largest_norms: torch.Tensor) -> torch.dtype:
+    """Return a type that holds the squared distances between positions of two sets with these largest squared norms."""
+    distance = sum(float(norm) ** 0.5 for norm in largest_norms)
+    return torch.float32 if distance <= EXACT_DISTANCE else torch.float64
 
 
-def unit_of(points: torch.Tensor) -> float:
-    """Return the unit of positions in units of coordinates."""
-    return 1.0 if points.shape[1] <= FEW_DIMENSIONS else 1 / COARSE
+def squared_norms(points: torch.Tensor) -> torch.Tensor:
+    """Return the B squared norms of B x P positions, exact."""
+    norms = points.square().sum(1)
+    return norms if bool(norms.max() <= EXACT_DISTANCE**2) else points.double().square().sum(1)
 
 
 def log_radii(anchors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -125,8 +146,30 @@ def log_radii(anchors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 def cell_counts(cells: torch.Tensor, num_cells: int, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Return T x ``num_cells`` sums of M weights, 1 if not given, over T x M cells; exact for multiples of a unit."""
-    values = torch.ones_like(cells, dtype=torch.float64) if weights is None else weights.expand(cells.shape)
-    return values.new_zeros(len(cells), num_cells).scatter_add_(1, cells, values.contiguous())
+    counts = []
+    for some in tables_at_once(cells):
+        expanded = None if weights is None else weights.expand(some.shape).flatten()
+        counts.append(in_one_table(some, num_cells).flatten().bincount(expanded, len(some) * num_cells))
+    return torch.cat(counts).view(len(cells), num_cells).double()
+
+
+def of_cells(values: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """Return the means over the tables of T x ``num_cells`` values of the T x M cells."""
+    total = torch.zeros(cells.shape[1], dtype=values.dtype, device=values.device)
+    for own, some in zip(tables_at_once(values, cells.shape[1]), tables_at_once(cells), strict=True):
+        found = own.flatten().index_select(0, in_one_table(some, values.shape[1]).flatten())
+        total += found.view(some.shape).sum(0)
+    return total / len(cells)
+
+
+def tables_at_once(of_tables: torch.Tensor, num_rows: int | None = None) -> tuple[torch.Tensor, ...]:
+    """Split what T tables say of a number of rows, its columns if not given, so that some hold few."""
+    return torch.split(of_tables, max(1, CELLS_AT_ONCE // (num_rows or of_tables.shape[1])))
+
+
+def in_one_table(cells: torch.Tensor, num_cells: int) -> torch.Tensor:
+    """Return T x M cells numbered as those of one table."""
+    return cells + torch.arange(0, len(cells) * num_cells, num_cells, dtype=cells.dtype, device=cells.device)[:, None]
 
 
 def exact_mean(values: torch.Tensor) -> float:
@@ -136,4 +179,4 @@ def exact_mean(values: torch.Tensor) -> float:
 
 def half_log(squared: torch.Tensor) -> torch.Tensor:
     """Return the logarithms of distances in whole units, 0 for distances of 0."""
-    return (squared.double().clamp(min=1).log() / (2 * LOG_UNIT)).round_() * LOG_UNIT
+    return squared.double().clamp(min=1).log_().div_(2 * LOG_UNIT).round_().mul_(LOG_UNIT)

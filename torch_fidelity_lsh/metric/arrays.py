@@ -8,6 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from torch_fidelity_lsh.metric.parallel import mapped
+
+CHECKED_AT_ONCE = 1024  # rows
+
 
 def as_features(values: torch.Tensor | npt.NDArray[Any], name: str) -> torch.Tensor:
     """Read features of any floating-point type and any layout in memory.
@@ -72,9 +76,12 @@ def _check_shape(shape: tuple[int, ...], name: str) -> None:
 
 
 def _refuse_non_finite(features: torch.Tensor, name: str) -> None:
-    finite_rows = features.amax(1).isfinite() & features.amin(1).isfinite()
-    if not finite_rows.all():
-        bad = (~finite_rows).nonzero().flatten()
-        raise ValueError(
-            f"{name} holds NaN or infinite values in {len(bad)} of {len(features)} rows, first in row {int(bad[0])}"
-        )
+    blocks = torch.split(features, CHECKED_AT_ONCE)
+    # A finite sum needs finite summands; it may overflow without others.
+    if not all(mapped(lambda block: bool(block.sum(1).isfinite().all()), blocks)):
+        is_finite = torch.cat(mapped(lambda block: block.amax(1).isfinite() & block.amin(1).isfinite(), blocks))
+        bad = (~is_finite).nonzero().flatten()
+        if len(bad):
+            raise ValueError(
+                f"{name} holds NaN or infinite values in {len(bad)} of {len(features)} rows, first in row {int(bad[0])}"
+            )

@@ -16,7 +16,7 @@ from functools import cached_property
 
 import torch
 
-from torch_fidelity_lsh.metric.anchors import cell_counts, exact_mean
+from torch_fidelity_lsh.metric.anchors import cell_counts, exact_mean, in_one_table, of_cells, tables_at_once
 from torch_fidelity_lsh.metric.spacing import Spacing
 
 LOWEST_LAMBDA = 0.05
@@ -144,7 +144,7 @@ def estimate(
     for fold in folds:
         low, high, pvalues_of_set[fold.calibration_rows] = fold.ranks
         sizes = cell_counts(fold.cells, fold.num_cells)
-        together = _of_cell(fold, sizes)
+        together = of_cells(sizes, fold.cells)
         closeness = _log_closeness(fold, sizes, log_spacing, spacing_of_set.log_distance[fold.calibration_rows])
         # Samples in the space of one of the set's give one answer, and the less may be asked of them.
         effect = ((closeness - LOG_CROWDED) * spacing.dimension).clamp(min=0, max=100).exp().minimum(together)
@@ -155,7 +155,13 @@ def estimate(
         fold_weights = _rounded(share_above / (1 - lambdas))
         answers = together / effect
         # A member fails with probability lambda: where few answers are all no, some may be members.
-        local = (_cell_mean(fold, sizes, fold_weights).clamp(max=1) * answers + lambdas) / (answers + lambdas)
+        local = (
+            of_cells(cell_counts(fold.cells, fold.num_cells, fold_weights) / sizes.clamp(min=1), fold.cells).clamp(
+                max=1
+            )
+            * answers
+            + lambdas
+        ) / (answers + lambdas)
         values.append(exact_mean(fold_weights))
         variances.append(exact_mean((effect - 1) * local * (1 / (1 - lambdas) - local)) / len(fold_weights))
         effects.append(exact_mean(effect))
@@ -197,7 +203,7 @@ def _log_closeness(
     own = cell_counts(fold.cells, fold.num_cells, log_spacing) / sizes.clamp(min=1)
     counts = cell_counts(fold.calibration_cells, fold.num_cells)
     of_set = cell_counts(fold.calibration_cells, fold.num_cells, log_spacing_of_calibration) / counts.clamp(min=1)
-    return _of_cell(fold, (of_set - own).masked_fill(counts == 0, 0))
+    return of_cells((of_set - own).masked_fill(counts == 0, 0), fold.cells)
 
 
 def _pvalues_in_cells(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:
@@ -205,43 +211,40 @@ def _pvalues_in_cells(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:
 
     0 where it is one alone; ties count half, and a calibration sample leaves itself out.
     """
-    ordered, size = fold.calibration_scores.sort().values, len(fold.calibration_scores)
+    size = len(fold.calibration_scores)
+    scores, order = torch.cat([fold.calibration_scores, fold.scores]).sort()
+    is_calibration = (order < size).long()
+    tie = torch.unique_consecutive(scores, return_inverse=True)[1]
 
-    def places(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.searchsorted(ordered, scores), torch.searchsorted(ordered, scores, right=True)
-
-    keys = (fold.calibration_cells * (size + 1) + places(fold.calibration_scores)[1]).sort(1).values
-    counts = cell_counts(fold.calibration_cells, fold.num_cells).long()
-    starts = counts.cumsum(1) - counts
-
-    def shares(scores: torch.Tensor, cells: torch.Tensor, itself: int) -> torch.Tensor:
-        low, high = places(scores)
-        lower = torch.searchsorted(keys, cells * (size + 1) + low, right=True)
-        no_higher = lower.clone()
-        tied = (low != high).nonzero().flatten()
-        no_higher[:, tied] = torch.searchsorted(keys, cells[:, tied] * (size + 1) + high[tied], right=True)
-        no_closer = lower + no_higher - 2 * starts.gather(1, cells) - itself
-        others = counts.gather(1, cells) - itself
+    total = torch.zeros_like(scores, dtype=torch.float64)
+    for cells in tables_at_once(torch.cat([fold.calibration_cells, fold.cells], 1)):
+        of_calibration = in_one_table(cells, fold.num_cells)[:, :size]
+        flat, place = in_one_table(cells, fold.num_cells)[:, order].flatten().sort(stable=True)
+        place %= len(scores)
+        # In the order of cells, and of scores within each, ties are runs: how many were counted before and after one?
+        itself = is_calibration[place]
+        _, run, lengths = torch.unique_consecutive(
+            flat.long() * len(scores) + tie[place], return_inverse=True, return_counts=True
+        )
+        after = itself.cumsum(0)[lengths.cumsum(0) - 1]
+        before = torch.nn.functional.pad(after[:-1], (1, 0))
+        counts = of_calibration.flatten().bincount(minlength=len(cells) * fold.num_cells)
+        starts = counts.cumsum(0) - counts
+        no_closer = (before + after)[run] - 2 * starts[flat] - itself
+        others = counts[flat] - itself
         # One alone may be an outlier, and would vouch for all that is between it and the others.
-        share = (no_closer.double() / (2 * others)).masked_fill(no_closer <= 2, 0)
-        return _rounded(share.mean(0)).masked_fill(scores == -math.inf, 0)
-
-    return shares(fold.scores, fold.cells, 0), shares(fold.calibration_scores, fold.calibration_cells, 1)
+        share = (no_closer.double() / (2 * others)).masked_fill_(no_closer <= 2, 0)
+        total.index_add_(0, place, share)
+    pvalues = torch.empty_like(total)
+    pvalues[order] = _rounded(total / len(fold.cells)).masked_fill(scores == -math.inf, 0)
+    return pvalues[size:], pvalues[:size]
 
 
 def _influence(fold: Scored, effect: torch.Tensor) -> torch.Tensor:
     """Return what each calibration sample moves the estimate by: its share of the effects on those in its cells."""
     sums = cell_counts(fold.cells, fold.num_cells, _rounded(effect))
     counts = cell_counts(fold.calibration_cells, fold.num_cells)
-    return (sums / counts.clamp(min=1)).gather(1, fold.calibration_cells).mean(0) / fold.cells.shape[1]
-
-
-def _of_cell(fold: Scored, per_cell: torch.Tensor) -> torch.Tensor:
-    return per_cell.gather(1, fold.cells).mean(0)
-
-
-def _cell_mean(fold: Scored, sizes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    return _of_cell(fold, cell_counts(fold.cells, fold.num_cells, values) / sizes.clamp(min=1))
+    return of_cells(sums / counts.clamp(min=1), fold.calibration_cells) / len(effect)
 
 
 def _rounded(values: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""From reduced features to the coordinates in which distances are taken.
+"""From reduced features to the positions between which distances are taken.
 
-Coordinates are whole numbers of a fine unit. Sums of their products are then exact in float64, so that distances and
-results are the same to the last digit whatever the order of rows, the number of threads or the device.
+Positions are whole numbers of a fine unit. Sums of their products are then exact in floating point, so that distances
+and results are the same to the last digit whatever the order of rows, the number of threads or the device.
 """
 
 from __future__ import annotations
@@ -11,17 +11,25 @@ from dataclasses import dataclass
 
 import torch
 
+from torch_fidelity_lsh.metric.parallel import mapped
+
 # A coordinate holds up to 2^24 units, which float32 does exactly.
 UNIT = 2.0**-18
 CLAMP = 64.0
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 1024
+SUMMED_AT_ONCE = 4096
 
 NORM_WEIGHT = 0.1  # spread of the norm coordinate in the fitted set, where the others have length about 1
+
+# More than these are rounded to a thousandth of the typical distance to the centre: squared distances are then whole
+# numbers that are exact in float32, unless they are far out.
+FEW_DIMENSIONS = 17
+COARSE = 2.0**-8
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """A map from reduced features to coordinates: features about their centre, and how unusual their norm is.
+    """A map from reduced features to positions: features about their centre, and how unusual their norm is.
 
     In many dimensions distances hardly change with the norm; the further coordinate keeps what the norm tells.
 
@@ -45,14 +53,20 @@ class Coordinates:
         tiny = torch.finfo(torch.float64).tiny
         return cls(centre, max(norm, tiny), max(spread, 0.01 * norm, tiny))
 
-    def __call__(self, reduced: torch.Tensor) -> torch.Tensor:
-        """Return the N x (P + 1) coordinates of N x P reduced features, float32 whole numbers of ``UNIT``."""
-        return by_blocks(self._of_block, reduced)
+    @property
+    def unit(self) -> float:
+        """Unit of positions, in those of coordinates."""
+        return 1.0 if len(self.centre) < FEW_DIMENSIONS else 1 / COARSE
 
-    def _of_block(self, reduced: torch.Tensor) -> torch.Tensor:
+    def __call__(self, reduced: torch.Tensor) -> torch.Tensor:
+        """Return the B x (P + 1) positions of B x P reduced features, float32 whole numbers."""
         centred = reduced - self.centre
-        excess = NORM_WEIGHT * (_norms(centred)[:, None] - self.norm) / self.norm_spread
-        return torch.cat([centred.div_(self.norm), excess], dim=1).clamp_(-CLAMP, CLAMP).div_(UNIT).round_().float()
+        excess = NORM_WEIGHT * (_norms(centred) - self.norm) / self.norm_spread
+        positions = torch.empty(len(reduced), len(self.centre) + 1, device=reduced.device)
+        limit = CLAMP / UNIT
+        positions[:, :-1] = centred.div_(self.norm * UNIT).clamp_(-limit, limit).round_()
+        positions[:, -1] = excess.div_(UNIT).clamp_(-limit, limit).round_()
+        return positions if self.unit == 1 else positions.div_(self.unit).round_()
 
 
 def _robust_mean(rows: torch.Tensor) -> torch.Tensor:
@@ -66,13 +80,13 @@ def _robust_mean(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _mean(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    blocks = zip(torch.split(rows, ROWS_AT_ONCE), torch.split(weights, ROWS_AT_ONCE), strict=True)
-    return torch.stack([w @ block.double() for block, w in blocks]).sum(0) / weights.sum()
+    blocks = zip(torch.split(rows, SUMMED_AT_ONCE), torch.split(weights, SUMMED_AT_ONCE), strict=True)
+    return torch.stack(mapped(lambda block: block[1] @ block[0].double(), blocks)).sum(0) / weights.sum()
 
 
 def by_blocks(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     """Apply a function to some rows at a time, so that what it needs on the way stays small."""
-    return torch.cat([function(block) for block in torch.split(rows, ROWS_AT_ONCE)])
+    return torch.cat(mapped(function, torch.split(rows, ROWS_AT_ONCE)))
 
 
 def _distances(rows: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:

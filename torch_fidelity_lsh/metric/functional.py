@@ -26,6 +26,7 @@ from torch_fidelity_lsh.metric.conformal import Estimate, Scored, estimate, test
 from torch_fidelity_lsh.metric.coordinates import Coordinates
 from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.members import Members, content_hash
+from torch_fidelity_lsh.metric.parallel import mapped, outer_threads
 from torch_fidelity_lsh.metric.reduction import RESOLUTION, ReducedFeatures
 from torch_fidelity_lsh.metric.spacing import NUM_ANCHORS, Spacing
 
@@ -239,7 +240,8 @@ def reduce_features(features: Features, config: LSHConfig | None = None) -> Redu
         >>> reduce_features(features).values.shape
         torch.Size([100, 128])
     """
-    return _reduced("features", features, 1, config or LSHConfig())
+    with outer_threads(features):
+        return _reduced("features", features, 1, config or LSHConfig())
 
 
 @dataclass(frozen=True)
@@ -265,20 +267,11 @@ def measure(
     in_order_of: ReducedFeatures | None = None,
 ) -> PrecisionRecall:
     """Measure ``"lsh"`` or ``"lsh_knn"``, the generated samples in the order of these, row by row, if given."""
-    reduced = _reduced_sides(features_generated, features_real, config)
-    coordinates = Coordinates.fit(reduced[1].values)
-    _refuse_lost_variation(coordinates, reduced[1])
-    # Powers of two change no digit, and so not the order.
-    exponent = -reduced[1].values.abs().max().frexp().exponent
-    members = [
-        Members.of(each.values, content_hash(torch.ldexp(first.values, exponent)), FEWEST_ROWS, config.seed)
-        for each, first in zip(reduced, (in_order_of or reduced[0], reduced[1]), strict=True)
-    ]
-    num_anchors = min(NUM_ANCHORS, *(len(each.values) // SHARE_OF_ANCHORS for each in members))
-    spacings = [Spacing.of(coordinates(each.values), num_anchors, config.seed) for each in members]
-    generated, real = (Side(*parts) for parts in zip(reduced, members, spacings, strict=True))
-    precision, precision_pvalue = _assess(metric, generated, real, config)
-    recall, recall_pvalue = _assess(metric, real, generated, config)
+    with outer_threads(features_generated, features_real):
+        generated, real = _sides(*_reduced_sides(features_generated, features_real, config), config, in_order_of)
+        (precision, precision_pvalue), (recall, recall_pvalue) = mapped(
+            lambda pair: _assess(metric, *pair, config), ((generated, real), (real, generated))
+        )
     _warn_of_collapse({"generated": precision, "real": recall})
     _warn_of_near_copies({"generated": generated, "real": real})
     return PrecisionRecall(
@@ -309,6 +302,25 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:  # The package runs from a folder of sources, as a part of other code may.
         return "not installed"
+
+
+def _sides(
+    generated: ReducedFeatures, real: ReducedFeatures, config: LSHConfig, in_order_of: ReducedFeatures | None
+) -> list[Side]:
+    reduced = generated, real
+    coordinates = Coordinates.fit(real.values)
+    _refuse_lost_variation(coordinates, real)
+    # Powers of two change no digit, and so not the order.
+    exponent = -real.values.abs().max().frexp().exponent
+
+    def of_side(pair: tuple[ReducedFeatures, ReducedFeatures]) -> Members:
+        order = content_hash(torch.ldexp(pair[1].values, exponent))
+        return Members.of(pair[0].values, order, FEWEST_ROWS, config.seed)
+
+    members = mapped(of_side, zip(reduced, (in_order_of or generated, real), strict=True))
+    num_anchors = min(NUM_ANCHORS, *(len(each.values) // SHARE_OF_ANCHORS for each in members))
+    spacings = mapped(lambda each: Spacing.of(each.values, coordinates, num_anchors, config.seed), members)
+    return [Side(*parts) for parts in zip(reduced, members, spacings, strict=True)]
 
 
 def _assess(metric: str, assessed: Side, members: Side, config: LSHConfig) -> tuple[Estimate, float]:

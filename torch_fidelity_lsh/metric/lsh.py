@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_fidelity_lsh.metric.anchors import AnchorTables, half_log, log_radii
+from torch_fidelity_lsh.metric.anchors import NUMBER_BITS, AnchorTables, cells_and_logs, log_radii, squared_norms
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.conformal import Scored
-from torch_fidelity_lsh.metric.coordinates import Coordinates
+from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE, Coordinates
+from torch_fidelity_lsh.metric.parallel import mapped
 
 NUM_FOLDS = 2
 NUM_ANCHORS = 64  # of a table
@@ -30,19 +31,19 @@ def score_folds(assessed: torch.Tensor, members: torch.Tensor, groups: torch.Ten
         groups: N numbers; rows with the same number, near copies, are held out together.
         config: Settings.
     """
-    folds = []
-    for number in range(NUM_FOLDS):
+
+    def fold(number: int) -> Scored:
         is_support = groups % NUM_FOLDS != number
         support, calibration = (rows.nonzero().flatten() for rows in (is_support, ~is_support))
-        coordinates = Coordinates.fit(members[support])
-        inside, points, held_out = (coordinates(x) for x in (members[support], assessed, members[calibration]))
+        supporting = members[support]
         rng = np.random.default_rng([config.seed, 2, number])
-        scales = Scales.of(AnchorTables.draw(inside, NUM_ANCHORS, config.num_tables, rng))
-        scores, cells = scales.scores_and_cells(points)
-        held_out_scores, held_out_cells = scales.scores_and_cells(held_out)
-        num_cells = scales.tables.rows.shape[1]
-        folds.append(Scored(scores, held_out_scores, cells, held_out_cells, num_cells, calibration))
-    return folds
+        tables = AnchorTables.draw(supporting, Coordinates.fit(supporting), NUM_ANCHORS, config.num_tables, rng)
+        scales = Scales.of(tables)
+        scores, cells = scales.scores_and_cells(assessed)
+        held_out_scores, held_out_cells = scales.scores_and_cells(members[calibration])
+        return Scored(scores, held_out_scores, cells, held_out_cells, tables.rows.shape[1], calibration)
+
+    return mapped(fold, range(NUM_FOLDS))
 
 
 @dataclass(frozen=True)
@@ -71,27 +72,31 @@ class Scales:
         coarse = log_radii(anchors[:, :few], tables.rows[:, :few])
         return cls(tables, coarse, fine.view(sets, together, size))
 
-    def scores_and_cells(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return M scores and T x M cells of M x P coordinates."""
-        parts = [self._of_block(squared) for _, squared in self.tables.squared_distances(points)]
-        scores, cells = (torch.cat(each) for each in zip(*parts, strict=True))
-        return scores, cells.T.contiguous()
+    def scores_and_cells(self, reduced: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return M scores and T x M cells of M x P reduced features."""
+        scores, cells = zip(*mapped(self._of_block, torch.split(reduced, ROWS_AT_ONCE)), strict=True)
+        return torch.cat(scores), torch.cat(cells, 1)
 
-    def _of_block(self, squared: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _of_block(self, reduced: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        points = self.tables.coordinates(reduced)
+        norms, few = squared_norms(points), self.log_radius_coarse.shape[1]
+        blocks = (self.tables.keys(squared) for _, squared in self.tables.squared_distances(points))
+        lowest = [(keys.amin(2), keys[:, :, :few].amin(2)) for keys in blocks]
+        keys, keys_coarse = (torch.cat(each) for each in zip(*lowest, strict=True))
+        (cells, logs), (cells_coarse, logs_coarse) = (cells_and_logs(each, norms) for each in (keys, keys_coarse))
         sets, together, _ = self.log_radius_fine.shape
-        nearest, cells = squared.min(2)
-        nearest_coarse, cells_coarse = squared[:, :, : self.log_radius_coarse.shape[1]].min(2)
-        in_sets = slice(sets * together)
-        nearest_fine, table = nearest[:, in_sets].reshape(-1, sets, together).min(2)
-        cells_fine = cells[:, in_sets].reshape(-1, sets, together).gather(2, table[:, :, None]).squeeze(2)
+        in_sets = (x[:, : sets * together].reshape(-1, sets, together) for x in (keys >> NUMBER_BITS, cells, logs))
+        squared_in_sets, cells_in_sets, logs_in_sets = in_sets
+        table = squared_in_sets.min(2).indices
+        cells_fine, logs_fine = (x.gather(2, table[:, :, None]).squeeze(2) for x in (cells_in_sets, logs_in_sets))
         radius_fine = self.log_radius_fine[torch.arange(sets, device=cells.device), table, cells_fine]
         ratios = (
-            half_log(nearest) - _of_cells(self.tables.log_radius, cells),
-            half_log(nearest_coarse) - _of_cells(self.log_radius_coarse, cells_coarse),
-            half_log(nearest_fine) - radius_fine,
+            logs - _of_cells(self.tables.log_radius, cells),
+            logs_coarse - _of_cells(self.log_radius_coarse, cells_coarse),
+            logs_fine - radius_fine,
         )
         # Sums of rounded logarithms are exact, whatever their order.
-        return -torch.stack([ratio.mean(1) for ratio in ratios]).sum(0), cells
+        return -torch.stack([ratio.mean(1) for ratio in ratios]).sum(0), cells.T.int()
 
 
 def _of_cells(values: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:

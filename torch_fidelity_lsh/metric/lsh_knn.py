@@ -10,8 +10,18 @@ import torch
 from torch_fidelity_lsh.metric.anchors import AnchorTables
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.conformal import Scored
-from torch_fidelity_lsh.metric.coordinates import Coordinates
-from torch_fidelity_lsh.metric.neighbours import CAPACITY, MEMBERS_IN_LIST, NUM_LISTS, PROBES, Lists, Located
+from torch_fidelity_lsh.metric.coordinates import Coordinates, by_blocks
+from torch_fidelity_lsh.metric.neighbours import (
+    CAPACITY,
+    MEMBERS_IN_LIST,
+    NOTHING,
+    NUM_LISTS,
+    PROBES,
+    Lists,
+    Located,
+    distances_and_rows,
+)
+from torch_fidelity_lsh.metric.parallel import mapped
 
 NUM_FOLDS = 4
 NUM_ANCHORS = 64  # of a table
@@ -36,48 +46,46 @@ def score_folds(assessed: torch.Tensor, members: torch.Tensor, groups: torch.Ten
         config: Settings.
     """
     coordinates = Coordinates.fit(members)
-    inside, points = coordinates(members), coordinates(assessed)
     k = max(2, min(config.neighborhood, len(members) // 8))
-    tables = AnchorTables.draw(inside, NUM_ANCHORS, config.num_tables, np.random.default_rng([config.seed, 2]))
+    rng = np.random.default_rng([config.seed, 2])
+    tables = AnchorTables.draw(members, coordinates, NUM_ANCHORS, config.num_tables, rng)
     num_lists = max(1, min(NUM_LISTS, tables.rows.numel(), len(members) // MEMBERS_IN_LIST))
-    located = Located.of(tables, points, num_lists)
-    located_members = Located.of(tables, inside, num_lists, are_support=True)
-    lists = Lists.of(located_members, num_lists, max(CAPACITY * math.ceil(math.log2(len(members))), SEARCHED * k))
+    located = Located.of(tables, assessed, num_lists)
+    located_members = Located.of(tables, members, num_lists, are_support=True)
+    capacity = max(CAPACITY * math.ceil(math.log2(len(members))), SEARCHED * k)
+    lists = Lists.of(coordinates, located_members, num_lists, capacity)
     to_others = lists.nearest(located_members, SEARCHED * k, are_members=True)
     to_members = lists.nearest(located, SEARCHED * k)
-    folds = []
-    for number in range(NUM_FOLDS):
+
+    def fold(number: int) -> Scored:
         is_support = groups % NUM_FOLDS != number
         if num_lists > PROBES:
             # They find their own neighbours better than others find theirs, and would be no fair calibration.
             is_support[tables.rows.flatten()[:num_lists]] = True
         calibration = (~is_support).nonzero().flatten()
-        own_distances, _ = _nearest_of(*to_others, is_support, k)
-        radii = own_distances[:, -1]
-        held_out = to_others[0][calibration], to_others[1][calibration]
-        scores, held_out_scores = (
-            -_remoteness(*_nearest_of(*found, is_support, k), radii) for found in (to_members, held_out)
-        )
-        cells, num_cells = (located.cells, located_members.cells[:, calibration]), tables.rows.shape[1]
-        folds.append(Scored(scores, held_out_scores, *cells, num_cells, calibration))
-    return folds
+        own = by_blocks(lambda pairs: _first_of(pairs, is_support, k), to_others)
+        radii = distances_and_rows(own[:, -1])[0]
+        held_out_scores = -_remoteness(own[calibration], radii)
+        scores = by_blocks(lambda pairs: -_remoteness(_first_of(pairs, is_support, k), radii), to_members)
+        cells = located.cells, located_members.cells[:, calibration]
+        return Scored(scores, held_out_scores, *cells, tables.rows.shape[1], calibration)
+
+    return mapped(fold, range(NUM_FOLDS))
 
 
-def _nearest_of(
-    distances: torch.Tensor, rows: torch.Tensor, is_wanted: torch.Tensor, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep of M x K ascending distances to rows, -1 for none, the first k to wanted rows; `inf` and -1 for fewer."""
-    keep = is_wanted[rows] & (rows >= 0)
-    distances, rows = distances.masked_fill(~keep, math.inf), rows.masked_fill(~keep, -1)
-    order = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :k]
-    return distances.gather(1, order), rows.gather(1, order)
+def _first_of(pairs: torch.Tensor, is_wanted: torch.Tensor, k: int) -> torch.Tensor:
+    """Return the first k of M x K ascending pairs that hold wanted rows, ``NOTHING`` for fewer."""
+    keep = is_wanted[distances_and_rows(pairs)[1]] & (pairs != NOTHING)
+    place = keep.cumsum(1).clamp_(max=k + 1).masked_fill_(~keep, k + 1) - 1
+    return pairs.new_full((len(pairs), k + 1), NOTHING).scatter_(1, place, pairs)[:, :k]
 
 
-def _remoteness(distances: torch.Tensor, rows: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
+def _remoteness(pairs: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
     """Return the mean of M x k distances in units of the radii of the rows they lead to, `inf` where all are far.
 
     The least of the k is left out: an outlier has a large radius, and would lend support to all around it.
     """
+    distances, rows = distances_and_rows(pairs)
     units = radii[rows]
     ratios = torch.where(distances == units, 1.0, distances / units)
     ratios = ratios.masked_fill(distances.isinf() | units.isinf(), FAR).clamp(max=FAR)

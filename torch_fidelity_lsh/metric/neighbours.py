@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from torch_fidelity_lsh.metric.anchors import AnchorTables, SquaredDistances, positions, unit_of
+from torch_fidelity_lsh.metric.anchors import NUMBER_BITS, AnchorTables, exact_type, squared_norms
+from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE, Coordinates, by_blocks
+from torch_fidelity_lsh.metric.parallel import mapped
 
 NUM_LISTS = 1024
 MEMBERS_IN_LIST = 16  # on average, in sets of up to 16,384 members
@@ -18,7 +21,8 @@ CAPACITY = 4  # members that a list offers, at most, times log2 of all
 MEMBER_BITS = 32
 LIST_BITS = 10
 NOTHING = 2**63 - 1
-PAIRS_AT_ONCE = 2**22
+ASKED_AT_ONCE = 4096
+RANKED_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -26,28 +30,32 @@ class Located:
     """Where M points are among the anchors of T tables.
 
     Attributes:
-        positions: M x P whole numbers.
+        reduced: M x P reduced features.
         cells: T x M numbers of the nearest anchors in their tables.
         probes: M x 8 numbers of the lists whose anchors are nearest, ascending; fewer where there are fewer lists.
     """
 
-    positions: torch.Tensor
+    reduced: torch.Tensor
     cells: torch.Tensor
     probes: torch.Tensor
 
     @classmethod
-    def of(cls, tables: AnchorTables, points: torch.Tensor, num_lists: int, are_support: bool = False) -> Located:
-        """Locate M x P coordinates; members of the support pass over themselves for cells, not for lists."""
-        cells, probes = [], []
-        for start, squared in tables.squared_distances(points):
-            pairs = squared.flatten(1)[:, :num_lists].long() << LIST_BITS
-            pairs += torch.arange(num_lists, device=pairs.device)
-            nearest = pairs.topk(min(PROBES, num_lists), largest=False).values
-            probes.append(nearest % 2**LIST_BITS)
-            if are_support:
-                tables.pass_over_themselves(squared, start)
-            cells.append(squared.argmin(2))
-        return cls(positions(points), torch.cat(cells).T.contiguous(), torch.cat(probes))
+    def of(cls, tables: AnchorTables, reduced: torch.Tensor, num_lists: int, are_support: bool = False) -> Located:
+        """Locate M x P reduced features; members of the support pass over themselves for cells, not for lists."""
+
+        def block(start: int) -> tuple[torch.Tensor, torch.Tensor]:
+            cells, probes = [], []
+            for first, squared in tables.squared_distances(tables.coordinates(reduced[start : start + ROWS_AT_ONCE])):
+                pairs = squared.flatten(1)[:, :num_lists].long() << LIST_BITS
+                pairs += torch.arange(num_lists, device=pairs.device)
+                nearest = pairs.topk(min(PROBES, num_lists), largest=False).values
+                probes.append((nearest % 2**LIST_BITS).int())
+                lowest = tables.keys(squared, start + first if are_support else None).amin(2)
+                cells.append((lowest % 2**NUMBER_BITS).T.int())
+            return torch.cat(cells, 1), torch.cat(probes)
+
+        cells, probes = zip(*mapped(block, range(0, len(reduced), ROWS_AT_ONCE)), strict=True)
+        return cls(reduced, torch.cat(cells, 1), torch.cat(probes))
 
 
 @dataclass(frozen=True)
@@ -57,27 +65,28 @@ class Lists:
     Rows must be in pseudo-random order, since a long list offers the first of its members.
 
     Attributes:
-        positions: N x P whole numbers.
-        order: N rows of the members, list by list.
-        starts: A places at which lists start.
-        sizes: A numbers of members that lists offer.
+        coordinates: Between whose positions distances are taken.
+        positions: Those of the members on offer, list by list.
+        rows: A x S rows of these, -1 beyond the end of a list.
     """
 
+    coordinates: Coordinates
     positions: torch.Tensor
-    order: torch.Tensor
-    starts: list[int]
-    sizes: list[int]
+    rows: torch.Tensor
 
     @classmethod
-    def of(cls, members: Located, num_lists: int, capacity: int) -> Lists:
+    def of(cls, coordinates: Coordinates, members: Located, num_lists: int, capacity: int) -> Lists:
         """List N located members; a list offers ``capacity`` of them at most."""
-        own = members.probes[:, 0]
-        sizes = own.bincount(minlength=num_lists)
-        starts = sizes.cumsum(0) - sizes
-        order = own.argsort(stable=True)
-        return cls(members.positions, order, starts.tolist(), sizes.clamp(max=capacity).tolist())
+        lists, order = members.probes[:, 0].sort(stable=True)
+        sizes = lists.bincount(minlength=num_lists)
+        places = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[lists]
+        on_offer = places < capacity
+        lists, order, places = lists[on_offer], order[on_offer], places[on_offer]
+        rows = order.new_full((num_lists, int(places.max()) + 1), -1)
+        rows[lists, places] = order
+        return cls(coordinates, by_blocks(coordinates, members.reduced[order]), rows)
 
-    def nearest(self, asking: Located, count: int, are_members: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def nearest(self, asking: Located, count: int, are_members: bool = False) -> torch.Tensor:
         """Find the nearest of the members that the probed lists of M points offer.
 
         Args:
@@ -86,27 +95,57 @@ class Lists:
             are_members: Whether the points are the members; each then passes over itself.
 
         Returns:
-            M x ``count`` ascending distances, whole numbers in float64, `inf` where there are fewer, and the rows of
-            the members, -1 there.
+            M x ``count`` ascending pairs, ``NOTHING`` where there are fewer.
         """
-        rows = torch.arange(len(asking.positions), device=self.order.device)
-        at_once = max(1, PAIRS_AT_ONCE // (asking.probes.shape[1] * max(self.sizes)))
-        best = torch.cat([self._nearest(asking, part, count, are_members) for part in torch.split(rows, at_once)])
-        distances = (best >> MEMBER_BITS).double().masked_fill_(best == NOTHING, math.inf)
-        return distances, (best % 2**MEMBER_BITS).masked_fill_(best == NOTHING, -1)
+        starts = range(0, len(asking.probes), ASKED_AT_ONCE)
+        return torch.cat(mapped(lambda start: self._nearest(asking, start, count, are_members), starts))
 
-    def _nearest(self, asking: Located, rows: torch.Tensor, count: int, are_members: bool) -> torch.Tensor:
-        """Return the ``count`` smallest pairs of some of the points, list by list."""
-        probed = asking.probes[rows]
-        squared = SquaredDistances(asking.positions[rows], self.positions)
-        pairs = torch.full((probed.numel(), max(self.sizes)), NOTHING, device=rows.device)
-        places = torch.split(probed.flatten().argsort(), probed.flatten().bincount(minlength=len(self.sizes)).tolist())
-        for asked, start, size in zip(places, self.starts, self.sizes, strict=True):
-            members, own = self.order[start : start + size], asked // probed.shape[1]
-            if len(asked) and size:
-                distances = squared(own, members).double().sqrt_().mul_(unit_of(self.positions)).round_()
-                found = distances.mul_(2**MEMBER_BITS).long().add_(members)
-                pairs[asked, :size] = found.masked_fill_(rows[own, None] == members, NOTHING) if are_members else found
-        pairs = pairs.view(len(rows), -1)
-        best = pairs.topk(min(count, pairs.shape[1]), largest=False).values
-        return torch.nn.functional.pad(best, (0, count - best.shape[1]), value=NOTHING)
+    def _nearest(self, asking: Located, start: int, count: int, are_members: bool) -> torch.Tensor:
+        """Return the ``count`` smallest pairs of some of the points."""
+        part = slice(start, start + ASKED_AT_ONCE)
+        points, probes = self.coordinates(asking.reduced[part]), asking.probes[part]
+        norms, unit = squared_norms(points), self.coordinates.unit
+        lists, places = probes.flatten().sort(stable=True)
+        squared = self._distances_by_list(points, norms, lists, places // probes.shape[1])
+        where = torch.empty_like(places).scatter_(0, places, torch.arange(len(places), device=places.device))
+        best = []
+        for first in range(0, len(points), RANKED_AT_ONCE):
+            some = slice(first, first + RANKED_AT_ONCE)
+            rows, found = self.rows[probes[some]].flatten(1), squared[where.view_as(probes)[some]].flatten(1)
+            distances = found.double().add_(norms[some, None]).sqrt_().mul_(unit).round_()
+            is_none = rows < 0
+            if are_members:
+                own = torch.arange(start + first, start + first + len(rows), device=rows.device)
+                is_none |= rows == own[:, None]
+            pairs = distances.mul_(2**MEMBER_BITS).long().add_(rows).masked_fill_(is_none, NOTHING)
+            best.append(pairs.topk(min(count, pairs.shape[1]), largest=False).values)
+        found = torch.cat(best)
+        return torch.nn.functional.pad(found, (0, count - found.shape[1]), value=NOTHING)
+
+    @cached_property
+    def _norms(self) -> torch.Tensor:
+        return squared_norms(self.positions)
+
+    def _distances_by_list(
+        self, points: torch.Tensor, norms: torch.Tensor, lists: torch.Tensor, asking: torch.Tensor
+    ) -> torch.Tensor:
+        """Return K x S squared distances, less the norms of the points, from asking points to the members of lists."""
+        dtype = exact_type(norms.max(), self._norms.max())
+        asking, members, norms = points.to(dtype)[asking], self.positions.to(dtype), self._norms.to(dtype)
+        squared = asking.new_zeros(len(asking), self.rows.shape[1])
+        sizes = lists.bincount(minlength=len(self.rows)), (self.rows >= 0).sum(1)
+        first = first_member = 0
+        for num_asking, num_members in zip(*(each.tolist() for each in sizes), strict=True):
+            some, own = slice(first, first + num_asking), slice(first_member, first_member + num_members)
+            first, first_member = some.stop, own.stop
+            if num_asking and num_members:
+                out = squared[some, :num_members]
+                torch.addmm(norms[own], asking[some], members[own].T, alpha=-2, out=out)
+        return squared
+
+
+def distances_and_rows(pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what pairs hold: distances, float64, and rows; `inf` and 0 for ``NOTHING``."""
+    is_none = pairs == NOTHING
+    distances, rows = pairs >> MEMBER_BITS, pairs & (2**MEMBER_BITS - 1)
+    return distances.double().masked_fill_(is_none, math.inf), rows.masked_fill_(is_none, 0)

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from torch_fidelity_lsh.metric.guard import default_modes
+from torch_fidelity_lsh.metric.parallel import mapped
 
 # A row is rounded to whole multiples of a power of two, of which its largest value holds up to 2^11. Sums of 2^13 such
 # numbers are exact in float32, in any order, so that no reduced value depends on batch, thread, rank or device.
 BITS = 11
 SUMMANDS = 2**13
+IN_CACHE = 256  # rows
 LARGEST_EXPONENT = 126  # of float32
 LARGEST = 1e150  # whose squares can still be added up in float64
 RESOLUTION = 2.0**-BITS  # of a row's values, in units of the largest
@@ -73,13 +75,19 @@ class ReducedFeatures:
             return cls(features.to(kept), dimension, num_components, seed)
         drawn = np.random.default_rng([seed, 0]).integers(2, size=(dimension, num_components))
         signs = torch.from_numpy(2 * drawn - 1).to(features.device, torch.float32)
-        values = torch.cat([_project(block.to(kept), signs) for block in torch.split(features, batch_size)])
+        blocks = torch.split(features, min(batch_size, IN_CACHE))
+        values = torch.cat(mapped(lambda block: _project(block.to(kept), signs), blocks))
         return cls(values, dimension, num_components, seed)
 
     @property
     def source(self) -> str:
         """Where the features come from, in words; empty if that is not known."""
         return f'layer "{self.feature_layer}" of {self.feature_extractor}' if self.feature_extractor else ""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the values are."""
+        return self.values.device
 
     def __len__(self) -> int:
         return len(self.values)

@@ -1,0 +1,118 @@
+"""Parallel at the outside: pieces of work go to a few threads, and within each torch's operations take one.
+
+Threads within an operation meet at its end, thousands of times in a measurement, and each time wait for the one whose
+core another process holds. Those of pieces meet a few times.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+class _Here(threading.local):
+    """What holds in one thread: the threads to share work with, how many they are, and whether it is one of them."""
+
+    pool: ThreadPoolExecutor | None = None
+    size = 1
+    is_of_pool = False
+
+
+_here = _Here()
+_setting = threading.Lock()
+
+
+@contextmanager
+def outer_threads(*features: object) -> Iterator[None]:
+    """Let :func:`mapped` use as many threads as torch's operations would, and these one each, for a ``with`` block.
+
+    The number of threads that the caller has set for torch holds again afterwards, and for all other threads always.
+
+    Args:
+        features: What is worked on. Where some are on an accelerator, all stays as it is.
+    """
+    size = torch.get_num_threads()
+    # Inside another such block it is 1.
+    if size == 1 or not all(str(getattr(each, "device", "cpu")).startswith("cpu") for each in features):
+        yield
+        return
+    _set_threads_here(1)
+    try:
+        holder: list[Any] = []
+        with ThreadPoolExecutor(size, "torch_fidelity_lsh", _join, (holder,)) as pool:
+            holder += [pool, size]
+            _here.pool, _here.size = pool, size
+            yield
+    finally:
+        _here.pool = None
+        _set_threads_here(size)
+
+
+def mapped(function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:
+    """Return a function's results for pieces, in their order; pieces may be mapped in turn.
+
+    Raises:
+        Exception: What the function raises first; pieces that nobody has begun are left.
+    """
+    pieces = list(pieces)
+    if _here.pool is None or len(pieces) < 2:
+        return [function(piece) for piece in pieces]
+    results: dict[int, Result] = {}
+    left = deque(range(len(pieces)))
+
+    def work() -> None:
+        try:
+            while True:
+                try:
+                    number = left.popleft()
+                except IndexError:
+                    return
+                results[number] = function(pieces[number])
+        except BaseException:
+            left.clear()
+            raise
+
+    # One of the pool works itself, and never waits for what nobody has begun: so all goes on where all are busy.
+    tasks = [_here.pool.submit(work) for _ in range(min(_here.size, len(pieces)) - _here.is_of_pool)]
+    try:
+        work() if _here.is_of_pool else wait(tasks)
+    finally:
+        left.clear()
+        begun = [task for task in tasks if not task.cancel()]
+        wait(begun)
+    for task in begun:
+        task.result()
+    return [results[number] for number in range(len(pieces))]
+
+
+def _join(holder: list[Any]) -> None:
+    """Begin as a thread of the pool."""
+    _here.pool, _here.size = holder
+    _here.is_of_pool = True
+    _set_threads_here(1)
+
+
+def _set_threads_here(number: int) -> None:
+    """Set the number of threads of torch's operations in this thread alone.
+
+    Setting it also sets with how many new threads begin: what that was, one of them knows, and another one restores it.
+    """
+    torch.get_num_threads()  # A thread begins when it first asks.
+    with _setting:
+        before = _in_new_thread(torch.get_num_threads)
+        torch.set_num_threads(number)
+        _in_new_thread(lambda: torch.set_num_threads(before))
+
+
+def _in_new_thread(function: Callable[[], Result]) -> Result:
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function).result()
