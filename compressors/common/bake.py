@@ -12,6 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDict
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
+from compressors.common.foreign import copied_foreign, is_foreign
 from compressors.common.text import described
 from compressors.errors import CompressionError
 
@@ -39,7 +40,9 @@ def independent_copy(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     # The older hooks leave their result behind as a plain, non-leaf attribute; others do so in lists and dicts.
     for value in tree_leaves([dict(vars(module)) for module in model.modules()]):
-        if isinstance(value, Tensor) and not value.is_leaf:
+        if isinstance(value, Tensor) and is_foreign(value):
+            memo[id(value)] = copied_foreign(value)
+        elif isinstance(value, Tensor) and not value.is_leaf:
             memo[id(value)] = value.detach().clone()
         elif isinstance(value, torch.Generator):
             memo[id(value)] = torch.Generator(value.device).set_state(value.get_state())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compressors.common.bake import independent_copy
 from compressors.common.bits import pack_bits, packed_bytes, unpack_bits
 from compressors.common.files import digest
+from compressors.common.foreign import nbytes
 from compressors.core.recipe import LayerQuantization, Recipe
 from compressors.errors import CompressionError, UnsupportedModule
 
@@ -59,7 +60,8 @@ def stored_bytes(model: nn.Module, recipe: Recipe) -> dict[str, int]:
         if layer is not None:
             found[key] = packed_bytes(value.numel(), layer.bits)
         else:
-            found[key] = min(value.nbytes, _sparse_bytes(value)) if recipe.sparse else value.nbytes
+            dense = nbytes(value)
+            found[key] = min(dense, _sparse_bytes(value)) if recipe.sparse else dense
     return found
 
 

@@ -10,7 +10,17 @@
 
 from compressors.study.measure import extract_features, measure_generator
 from compressors.study.runner import run_study
+from compressors.study.seeded import PipelineGenerator, SeededGenerator
 from compressors.study.settings import StudySettings
 from compressors.study.table import Row, Table
 
-__all__ = ["Row", "StudySettings", "Table", "extract_features", "measure_generator", "run_study"]
+__all__ = [
+    "PipelineGenerator",
+    "Row",
+    "SeededGenerator",
+    "StudySettings",
+    "Table",
+    "extract_features",
+    "measure_generator",
+    "run_study",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from compressors.core.model import CompressedModel
 from compressors.errors import CompressionError
 from compressors.study.features import Extractor, Reference, as_reference, is_features, reference_batches
 from compressors.study.identity import identify
+from compressors.study.seeded import as_generator
 from compressors.study.settings import StudySettings
 from torch_fidelity_lsh.fidelity.calculate import calculate_metrics
 from torch_fidelity_lsh.metric.comparison import NUMBERS, Difference, compare
@@ -30,16 +31,20 @@ EXAMPLES = 8
 
 
 def measure_generator(
-    model: nn.Module | CompressedModel, draw: Draw, reference: Reference, settings: StudySettings | None = None
+    model: nn.Module | CompressedModel | Callable[[int, int], Any],
+    draw: Draw | None,
+    reference: Reference,
+    settings: StudySettings | None = None,
 ) -> dict[str, float]:
     """Return the scores of a generator against a reference: those of its row in a study, to the last digit.
 
-    The teacher, `references`, `calibration` and `keep_features` of the settings belong to studies and count for
-    nothing here. To measure many generators against the same images, pass `extract_features` of the images once.
+    The teacher, `references`, `calibration`, `paired` and `keep_features` of the settings belong to studies and count
+    for nothing here. To measure many generators against the same images, pass `extract_features` of the images once.
 
     Args:
         model: any module that returns images B x 1 or 3 x H x W, in float of a declared range or uint8. A copy of it
-            runs, in eval mode and on its device.
+            runs, in eval mode and on its device. With `draw` None, a function from a seed and a count to images (see
+            `SeededGenerator`), or a pipeline of diffusers.
         draw: called as ``draw(n, random)``, returns the forward arguments for n samples as a tuple, such as ``(z,)``,
             drawn with the `torch.Generator` it is given.
         reference: real images, a uint8 tensor N x C x H x W or a data set of uint8 tensors C x H x W; or their
@@ -54,6 +59,7 @@ def measure_generator(
         ContractBroken: the model returns NaN or infinite values.
     """
     settings = settings or StudySettings()
+    model, draw = as_generator(model, draw)
     network = baked_copy(module_of("model", model))
     source, sampler = as_reference(reference), Sampler(draw, settings, device_of(network))
     with default_modes():

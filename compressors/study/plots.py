@@ -142,7 +142,10 @@ def _draw_path(axes: Axes, table: Table, reference: str, pair: Pair) -> None:
 
 def _draw_size(axes: Axes, table: Table, reference: str, score: Score) -> None:
     """Draw a score over the size in the file, a line per series."""
-    for label, rows in _series(table).items():
+    for label, series in _series(table).items():
+        rows = [row for row in series if row.bytes]
+        if not rows:  # Generators that do not show their weights.
+            continue
         values = np.array([row.estimate(reference, score) for row in rows])
         sizes = [row.bytes / 1000 for row in rows if row.bytes]
         axes.errorbar(sizes, values[:, 0], _bars(values), marker=".", label=label)

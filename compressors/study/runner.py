@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from compressors.common.bake import baked_copy, independent_copy
 from compressors.common.files import digest
+from compressors.common.foreign import has_foreign_tensors
 from compressors.common.generation import Draw
 from compressors.common.measure import copied, count_macs, run, sqnr_db
 from compressors.common.text import described, versions
@@ -32,7 +33,9 @@ from compressors.study.features import Extractor, Reference, as_reference, chose
 from compressors.study.identity import Identity, identify
 from compressors.study.latency import batch_ms
 from compressors.study.measure import EXAMPLES, Sampler, changes, device_of, module_of, scores
+from compressors.study.pairs import PAIRS, paired_scores
 from compressors.study.plots import PICTURED, is_picture, save_pictures, save_samples
+from compressors.study.seeded import SeededGenerator, as_generator, as_way
 from compressors.study.settings import StudySettings
 from compressors.study.table import Row, Table
 from torch_fidelity_lsh.fidelity import upstream
@@ -46,9 +49,9 @@ Way: TypeAlias = Compressor | CompressedModel | nn.Module
 
 
 def run_study(
-    generator: nn.Module | CompressedModel,
-    draw: Draw,
-    compressors: Sequence[Compressor | CompressedModel] | Mapping[str, Way],
+    generator: nn.Module | CompressedModel | Callable[[int, int], Any],
+    draw: Draw | None,
+    compressors: Sequence[Compressor | CompressedModel] | Mapping[str, Way | Callable[[int, int], Any]],
     reference: Reference | None,
     folder: str | Path,
     settings: StudySettings | None = None,
@@ -64,6 +67,8 @@ def run_study(
 
     Args:
         generator: any module that returns images B x 1 or 3 x H x W; it is not changed, and runs on its own device.
+            With `draw` None, a function from a seed and a count to images (see `SeededGenerator`), or a pipeline of
+            diffusers (see `PipelineGenerator`); in a mapping, others of its kind stand beside compressors.
         draw: called as ``draw(n, random)``, returns the forward arguments for n samples as a tuple, such as ``(z,)`` or
             ``(z, labels)``, drawn with the `torch.Generator` it is given.
         compressors: a list, or a mapping if labels other than the compressors' names are wanted. Models that are
@@ -79,7 +84,8 @@ def run_study(
     Raises:
         CompressionError: an argument is unusable; the message names it, what was given and what is accepted.
     """
-    ways, folder = _labelled(compressors), _made(Path(folder))
+    generator, draw = as_generator(generator, draw)
+    ways, folder = _labelled(compressors, generator), _made(Path(folder))
     with default_modes():
         study = _Study(module_of("generator", generator), draw, ways, reference, folder, settings or StudySettings())
         rows = study.rows()
@@ -142,6 +148,8 @@ class _Study:
         """Everything that every row depends on, as JSON; code and objects as hashes."""
         settings = asdict(replace(self.settings, options={}))
         del settings["keep_features"]  # which changes no number
+        if not self.settings.paired:  # Rows of before there were such stay good.
+            del settings["paired"]
         options = {name: _as_json(value) for name, value in self.settings.options.items()}
         extractor = upstream.FEATURE_EXTRACTORS_REGISTRY[self.settings.feature_extractor]
         metrics = [METRICS_REGISTRY[name] for name in self.settings.metrics if name in METRICS_REGISTRY]
@@ -207,6 +215,7 @@ class _Study:
                 write_features(path, features)
         try:
             common = self.settings, self.device
+            row = replace(row, paired={} if uncompressed else self._paired(result.model))
             found = {name: scores(features, other, *common) for name, other in references.items()}
             if start is not None:
                 changed = {name: changes(features, start, other, *common) for name, other in references.items()}
@@ -273,6 +282,18 @@ class _Study:
 
         return self.extractor(watched()), shown
 
+    def _paired(self, model: nn.Module) -> dict[str, float]:
+        return paired_scores(self.settings.paired, self._first(model), self.originals) if self.settings.paired else {}
+
+    @cached_property
+    def originals(self) -> Tensor:
+        """The first images of the uncompressed model, from the latents of all rows."""
+        return self._first(independent_copy(self.model))
+
+    def _first(self, model: nn.Module) -> Tensor:
+        batches = islice(self.sampler.images(model), math.ceil(PAIRS / self.settings.batch_size))
+        return torch.cat(list(batches))[:PAIRS]
+
     def _latency_ms(self, model: nn.Module) -> float:
         """Return the milliseconds of an image."""
         size = min(self.settings.batch_size, self.settings.samples)
@@ -315,14 +336,15 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _labelled(ways: Any) -> dict[str, Way | None]:
+def _labelled(ways: Any, generator: Any) -> dict[str, Way | None]:
     """Return the ways by label, the uncompressed model first; labels must differ."""
     if not isinstance(ways, Mapping | Iterable):
         raise CompressionError(
             f"compressors must be a list of compressors, or a mapping of labels to them; got {type(ways).__name__}"
         )
     labelled: dict[str, Way | None] = {UNCOMPRESSED: None}
-    for label, way in ways.items() if isinstance(ways, Mapping) else ((_name(way), way) for way in ways):
+    for label, given in ways.items() if isinstance(ways, Mapping) else ((_name(way), way) for way in ways):
+        way = as_way(given, generator)
         if label in labelled:
             raise CompressionError(f"compressors: two are called {label!r}; pass a mapping of labels to compressors")
         known = isinstance(way, CompressedModel | nn.Module) or callable(getattr(way, "compress", None))
@@ -353,13 +375,16 @@ def _as_json(value: Any) -> Any:
 def _sizes(result: CompressedModel) -> dict[str, Any]:
     """Return the columns of a row that do not depend on images."""
     layers, report = result.recipe.quantized.values(), result.report
+    if isinstance(result.model, SeededGenerator):  # It does not show its weights.
+        return {"sqnr_db": report.sqnr_db}
     weights = [(math.prod(layer.shape), layer.bits) for layer in layers]
     return {
         "bits": sum(n * bits for n, bits in weights) / sum(n for n, _ in weights) if weights else None,
         "act_bits": next((layer.act_bits for layer in layers if layer.act_bits), None),
         "ratio": next((step["ratio"] for step in result.recipe.steps if "ratio" in step), None),
         "parameters": report.after.parameters,
-        "macs": report.after.macs // EXAMPLES,
+        # Kernels of others' quantized tensors are not all counted.
+        "macs": None if has_foreign_tensors(result.model) else report.after.macs // EXAMPLES,
         "bytes": report.after.bytes,
         "sqnr_db": report.sqnr_db,
     }

@@ -9,6 +9,7 @@ from typing import Any
 from compressors.common.checks import check_count
 from compressors.common.generation import OUTPUT_RANGES, SEED, OutputRange
 from compressors.errors import CompressionError
+from compressors.study.pairs import PAIRED
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY
 
 REFERENCES = ("real", "teacher")
@@ -31,6 +32,8 @@ class StudySettings:
         calibration: samples shown to compressors that need calibration, default 256, from latents of their own.
         seed: of latents and metrics.
         options: further keywords of the fidelity call, such as ``{"lsh_num_tables": 32}``.
+        paired: "psnr", "ssim", "lpips" (torchmetrics) of the first 256 images of each row and those of the uncompressed
+            model from the same latents. Default ().
         keep_features: keep the features of each row, 4 bytes x D per sample, in the folder of the study, as those of
             the references and of the uncompressed model always are: other metrics or options then cost no generating
             and no extracting. Default False.
@@ -49,6 +52,7 @@ class StudySettings:
     calibration: int = 256
     seed: int = SEED
     options: Mapping[str, Any] = field(default_factory=dict)
+    paired: Sequence[str] = ()
     keep_features: bool = False
 
     def __post_init__(self) -> None:
@@ -56,6 +60,8 @@ class StudySettings:
             check_count(name, getattr(self, name), least)
         _check_names("metrics", self.metrics, ("fid", "kid", "prc", *METRICS_REGISTRY))
         _check_names("references", self.references, REFERENCES)
+        if self.paired:
+            _check_names("paired", self.paired, tuple(PAIRED))
         if self.output_range not in (None, *OUTPUT_RANGES):
             raise CompressionError(f"output_range must be (-1, 1), (0, 1) or None; got {self.output_range!r}")
 

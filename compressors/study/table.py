@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from compressors.common.files import check_target, digest, write_json, write_text
 from compressors.common.text import aligned
 from compressors.errors import CompressionError
+from compressors.study.pairs import PAIRED
 
 Status = Literal["measured", "failed", "out of memory"]
 Block: TypeAlias = tuple[str, list[tuple[str, ...]]]
@@ -90,6 +91,8 @@ class Row:
         changes: by reference and score, what `torch_fidelity_lsh.compare` says of this model and the uncompressed one,
             samples of the same latents being pairs: "value", "ci_low", "ci_high", and a "word", which is "loses",
             "gains", "keeps" (surely loses less than 0.05) or "may keep". None for the uncompressed model.
+        paired: "psnr" in dB, "ssim", "lpips" of the first images and those of the uncompressed model, as far as the
+            settings ask for them; without "psnr" where all are the same.
         samples: picture of the first samples, relative to the folder of the study.
         status: "failed" and "out of memory" rows have no scores, and the sizes only if the failure came late.
         note: what went wrong, or has to be known of the row.
@@ -106,6 +109,7 @@ class Row:
     sqnr_db: float | None = None
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     changes: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    paired: Mapping[str, float] = field(default_factory=dict)
     samples: str = ""
     status: Status = "measured"
     note: str = ""
@@ -221,7 +225,9 @@ class Table:
     def _blocks(self, reference: str) -> Iterator[Block]:
         shown = [score for score in SCORES if any(row.estimate(reference, score) for row in self.rows)]
         header = ("compressor", "bits", "ratio", "parameters", "MACs", "kB", "ms", *(score.title for score in shown))
-        yield f"against {reference}", [header, *(_cells(row, reference, shown) for row in self.rows)]
+        pairs = [name for name in PAIRED if any(name in row.paired for row in self.rows)]
+        lines = [(*_cells(row, reference, shown), *_paired(row, pairs)) for row in self.rows]
+        yield f"against {reference}", [(*header, *map(str.upper, pairs)), *lines]
         changed = [row for row in self.rows if row.changes]
         if changed:
             compared = [score for score in shown if changed[0].change(reference, score)]
@@ -241,7 +247,7 @@ def _flat(row: Row) -> dict[str, float | str]:
         for key, change in found.items()
         for name, value in change.items()
     }
-    return {**scores, **changes}
+    return {**scores, **changes, **{f"paired_{name}": value for name, value in row.paired.items()}}
 
 
 def _checksum(content: Any) -> str:
@@ -260,6 +266,10 @@ def _cells(row: Row, reference: str, shown: list[Score]) -> tuple[str, ...]:
     if row.status != "measured":
         return (row.compressor, *sizes, row.status, *[""] * (len(shown) - 1))
     return (row.compressor, *sizes, *(_scored(row, reference, score) for score in shown))
+
+
+def _paired(row: Row, names: list[str]) -> tuple[str, ...]:
+    return tuple(f"{row.paired[name]:.4g}" if name in row.paired else "" for name in names)
 
 
 def _scored(row: Row, reference: str, score: Score) -> str:
