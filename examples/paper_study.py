@@ -4,9 +4,10 @@
     python examples/paper_study.py --faces face-dcgan-64.safetensors --output output/paper
 
 After Mordido, Yang, Meinel 2021 (arXiv 2103.11912): each generator, trained by train_gan.py, at 8 ... 2 bits, weights
-clipped by mse, by the largest weight or by percentile, weights alone and with activations, without fine-tuning; and,
-which the paper does not, repaired by distillation. Rows that exist already are not measured again. `--faces` takes the
-DCGAN of faces of the package gan_face_generate, which is compared with its own samples.
+clipped by mse, by the largest weight or by percentile, weights alone and with activations, in all layers alike, those
+of output layers too, without fine-tuning; and, which the paper does not, repaired by distillation. Rows that exist
+already are not measured again. `--faces` takes the DCGAN of faces of the package gan_face_generate, which is compared
+with its own samples.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def compressors(stages: int, repaired: Sequence[int], draw: Draw) -> dict[str, C
     for stage, (clip, activations) in enumerate(STAGES[:stages]):
         for bits in BITS:
             label = f"{clip} W{bits}" + (f"A{bits}" if activations else "")
-            found[label] = Quantizer(bits, bits if activations else None, clip=clip)
+            found[label] = Quantizer(bits, output_bits=None, act_bits=bits if activations else None, clip=clip)
             if not stage and bits in repaired:
                 found[f"{label}, repaired"] = Pipeline(found[label], Distiller(draw, STEPS))
     return found

@@ -183,3 +183,8 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
 def test_the_package_is_imported_without_its_backends() -> None:
     code = "import sys, compressors; assert not {'brevitas', 'torch_pruning', 'onnx'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_bits_of_activations_are_not_taken_for_those_of_output_layers() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        Quantizer(4, 4)  # type: ignore[misc]

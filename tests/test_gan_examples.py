@@ -151,6 +151,7 @@ def test_the_study_repairs_what_it_quantizes_and_takes_files_of_generators(gans,
     assert list(ways)[:4] == ["mse W8", "mse W6", "mse W5", "mse W4"]
     assert [label for label in ways if "repaired" in label] == [f"mse W{bits}, repaired" for bits in (4, 3, 2)]
     assert len(ways) == 2 * 6 + 3
+    assert (ways["mse W4"].act_bits, ways["mse W4A4"].act_bits, ways["mse W4A4"].output_bits) == (None, 4, None)
 
 
 def test_training_is_watched_epoch_by_epoch(gans, tmp_path, monkeypatch):

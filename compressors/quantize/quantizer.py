@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ class Quantizer(Stage):
     """
 
     bits: int | Mapping[str, int] = 8
+    _: KW_ONLY
     output_bits: int | None = 8
     act_bits: int | None = None
     per_channel: bool = True
