@@ -10,23 +10,28 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from models import eye_dcgan, load_dcgan
 from torch import nn
 
 from compressors import Quantizer
-from compressors.common.files import write_json
+from compressors.common.files import whole_file, write_json
 from torch_fidelity_lsh import ByClass, calculate_by_class
 from torch_fidelity_lsh.report.metrics import write_report
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 COLOURS, LATENT, BATCH = 8, 100, 50
 CALL = {"feature_extractor": "efficientnet-lite0", "cuda": False, "save_cpu_ram": True}
 
 
 def main() -> None:
-    """Sample, measure by class, write results.json, the files of samples and report.html."""
+    """Sample, measure by class, write results.json, the files of samples, report.html and classes.png."""
     arguments = _arguments()
     folder, count = arguments.output, 50 if arguments.quick else arguments.samples
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +52,38 @@ def main() -> None:
     protocol = {"samples of a class": count, "bits": arguments.bits, **CALL}
     found = {name: result.to_dict() for name, result in results.items()}
     write_json(folder / "results.json", {"protocol": protocol, **found})
+    draw(folder, found, arguments.bits)
+    print(f"Picture: {folder / 'classes.png'}")
+
+
+def draw(folder: Path, found: dict[str, dict[str, Any]], bits: int) -> None:
+    """Draw samples of each class, and the intervals of its precision and recall."""
+    names = {"float": "uncompressed", "quantized": f"{bits} bits"}
+    figure = plt.figure(figsize=(12, 6.5), layout="constrained")
+    *strips, numbers = figure.subfigures(1, 3, width_ratios=[1, 1, 1.3])
+    for strip, (name, title) in zip(strips, names.items(), strict=True):
+        with np.load(folder / f"{name}.npz") as file:
+            images, labels = file["arr_0"], file["arr_1"]
+        strip.suptitle(title)
+        for label, row in enumerate(strip.subplots(COLOURS, 4)):
+            for cell, image in zip(row, images[labels == label], strict=False):
+                cell.imshow(image)
+                cell.set(xticks=[], yticks=[])
+            row[0].set_ylabel(label, rotation=0, va="center", labelpad=10)
+    precision, recall = numbers.subplots(1, 2, sharey=True)
+    for axes, number in ((precision, "precision"), (recall, "recall")):
+        key = f"lsh_knn_{number}"
+        for name, title, shift in (("held out", "other latents", -0.12), ("quantized", names["quantized"], 0.12)):
+            rows = found[name]["classes"]
+            values = np.array([[row[key], row[f"{key}_ci_low"], min(1.0, row[f"{key}_ci_high"])] for row in rows]).T
+            bars = values[0] - values[1], values[2] - values[0]
+            axes.errorbar(values[0], np.arange(len(rows)) + shift, xerr=bars, fmt="o", capsize=2, label=title)
+        axes.set(xlim=(0, 1.05), title=number, xlabel="95 % intervals", yticks=range(COLOURS))
+        axes.grid(alpha=0.3)
+    precision.invert_yaxis()
+    precision.legend(loc="lower left")
+    with whole_file(folder / "classes.png") as temporary:
+        figure.savefig(temporary, dpi=90)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The metric in a training loop: batches in any order, kept references, torchmetrics' own demands."""
 
+import copy
 import pickle
 from urllib.error import URLError
 
@@ -67,8 +68,8 @@ def test_what_is_kept_does_not_grow_with_the_dimension():
 def test_metric_can_be_pickled_and_cloned(sides):
     metric = filled(sides)
     expected = metric.compute()
-    for copy in (pickle.loads(pickle.dumps(metric)), metric.clone()):
-        assert copy.compute() == expected
+    for other in (pickle.loads(pickle.dumps(metric)), metric.clone()):
+        assert other.compute() == expected
 
 
 def test_state_dict_carries_the_samples(sides):
@@ -85,6 +86,91 @@ def test_half_precision_of_the_model_changes_nothing(sides):
     expected = metric.compute()
     metric._computed = None
     assert metric.half().set_dtype(torch.float16).compute() == expected
+
+
+def test_a_copy_goes_its_own_way(sides):
+    metric = filled(sides)
+    expected = metric.compute()
+    other = copy.deepcopy(metric)
+    other.update(torch.randn(150, 200) + 5, real=False)
+    assert metric.compute() == expected != other.compute()
+    assert other.to("cpu").double().compute()["lsh_precision"].dtype == torch.float32
+
+
+def test_calling_the_metric_adds_samples_as_update_does(sides):
+    metric = LSHPrecisionRecall(feature=None, config=CONFIG)
+    for real, features in enumerate(sides):
+        for batch in features.split(50):
+            assert metric(batch, real=bool(real)) is None
+    assert metric.compute() == filled(sides).compute()
+    assert metric.update_count == 7
+
+
+def test_states_can_be_merged(sides):
+    halves = [filled([side[start::2] for side in sides], metrics=("lsh", "lsh_knn")) for start in (0, 1)]
+    halves[0].merge_state(halves[1])
+    assert halves[0].compute() == filled(sides, metrics=("lsh", "lsh_knn")).compute()
+    only_real = LSHPrecisionRecall(feature=None, config=CONFIG)
+    only_real.update(sides[1], real=True)
+    only_real.merge_state({name: getattr(halves[1], name) for name in halves[1]._defaults})
+    assert only_real.compute() == filled([sides[0][1::2], torch.cat([sides[1], sides[1][1::2]])]).compute()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: filled([torch.randn(50, 100)] * 2), "must have as many features; got 100 and 200"),
+        (
+            lambda: LSHPrecisionRecall(feature=None, config=LSHConfig(num_tables=8, seed=4)),
+            "config: seed of rank 0",
+        ),
+    ],
+)
+def test_states_of_another_kind_are_not_merged_to_a_number(other, message, sides):
+    metric = filled(sides)
+    metric.merge_state(other())
+    with pytest.raises(ValueError, match=message):
+        metric.compute()
+
+
+def test_states_are_gathered_by_whatever_gathers_them(sides):
+    """As torchmetrics' own tester has it: two ranks in one process, which a function gathers from."""
+    ranks = [filled([side[start::2] for side in sides]) for start in (0, 1)]
+    kept = {name: [getattr(rank, name) for rank in ranks] for name in ("real", "generated")}
+    plain = {name: [getattr(rank, name) for rank in ranks] for name in ("dimension", "forgets_real", "settings")}
+
+    def gather(value, group=None):
+        for name, lists in kept.items():
+            if any(torch.equal(value, torch.cat(held)) for held in lists):
+                return [torch.cat(held) for held in kept[name]]
+        return next(values for values in plain.values() if torch.equal(values[0], value))
+
+    ranks[0].sync(dist_sync_fn=gather, distributed_available=lambda: True)
+    assert ranks[0]._is_synced
+    synced = LSHPrecisionRecall.compute.__wrapped__(ranks[0])
+    ranks[0].unsync()
+    assert synced == filled(sides).compute()
+    assert ranks[0].compute() == filled([side[::2] for side in sides]).compute()
+
+
+def test_metrics_of_a_collection_that_share_their_states_stay_right(sides):
+    def make():
+        both = {"pr": LSHPrecisionRecall(None, config=CONFIG), "knn": LSHPrecisionRecall(None, "lsh_knn", CONFIG)}
+        return both | {"kept": LSHPrecisionRecall(None, config=CONFIG, reset_real_features=False)}
+
+    together, alone = MetricCollection(make(), compute_groups=True), make()
+    for epoch in range(2):
+        for metrics in ([together], alone.values()):
+            for metric in metrics:
+                for real, features in enumerate(sides):
+                    for batch in (features + epoch).split(60):
+                        metric.update(batch, real=bool(real))
+        expected = {name: metric.compute() for name, metric in alone.items()}
+        found = together.compute()
+        assert found == {f"{name}_{key}": value for name, values in expected.items() for key, value in values.items()}
+        assert {name: metric.compute() for name, metric in together.items()} == expected
+        for metric in (together, *alone.values()):
+            metric.reset()
 
 
 def test_metric_works_in_a_collection_and_plots(sides):

@@ -69,6 +69,7 @@ class LSHPrecisionRecall(Metric):
     real: list[Tensor]
     generated: list[Tensor]
     dimension: Tensor
+    forgets_real: Tensor
     settings: Tensor
 
     @default_modes()
@@ -96,7 +97,10 @@ class LSHPrecisionRecall(Metric):
         # Flat, since a rank without samples does not know how many numbers the others keep of each.
         self.add_state("real", default=[], dist_reduce_fx="cat")
         self.add_state("generated", default=[], dist_reduce_fx="cat")
-        self.add_state("dimension", default=torch.tensor(0), dist_reduce_fx="max")
+        # Of all ranks, and of metrics that were merged, to be compared; 0 without samples.
+        self.add_state("dimension", default=torch.zeros(1, dtype=torch.int64), dist_reduce_fx="cat")
+        # A collection lets metrics of equal states share one, which those that keep their real samples must not.
+        self.add_state("forgets_real", default=torch.tensor(int(reset_real_features)), dist_reduce_fx="max")
         # Of all ranks, to be compared: what one keeps must mean the same to the others.
         self.add_state("settings", default=_digests(self._facts), dist_reduce_fx="cat")
 
@@ -116,13 +120,17 @@ class LSHPrecisionRecall(Metric):
         if isinstance(images_or_features, (Tensor, np.ndarray)) and images_or_features.shape[:1] == (0,):
             return
         features = as_features(self._features(images_or_features), "features")
-        dimension = int(self.dimension) or features.shape[-1]
+        dimension = int(self.dimension.max()) or features.shape[-1]
         if features.shape[-1] != dimension:
             raise ValueError(f"Samples must have {dimension} features each, as before; got {tuple(features.shape)}")
         # A copy, since few dimensions are kept as they are, and loops fill one tensor again and again.
         values = reduce_features(features.float(), self.config).values.flatten().clone()
         self.dimension.fill_(dimension)
         (self.real if real else self.generated).append(values)
+
+    def forward(self, images_or_features: Tensor | npt.NDArray[Any], real: bool) -> None:
+        """Add samples as :meth:`update`; a batch of one side has no value of its own, so nothing is returned."""
+        self.update(images_or_features, real)
 
     @default_modes()
     def compute(self) -> dict[str, Tensor]:
@@ -185,9 +193,13 @@ class LSHPrecisionRecall(Metric):
         held = getattr(self, side)
         if len(held) == 0:
             raise ValueError(f"There are no {side} samples: call update(..., real={side == 'real'}) first")
-        components = self.config.num_components
-        values = dim_zero_cat(held).view(-1, min(int(self.dimension), components))
-        return ReducedFeatures(values, int(self.dimension), components, self.config.seed)
+        dimensions = sorted(set(self.dimension.flatten().tolist()) - {0})
+        if len(dimensions) > 1:
+            listed = " and ".join(map(str, dimensions))
+            raise ValueError(f"Samples of all ranks and of merged metrics must have as many features; got {listed}")
+        (dimension,), components = dimensions, self.config.num_components
+        values = dim_zero_cat(held).view(-1, min(dimension, components))
+        return ReducedFeatures(values, dimension, components, self.config.seed)
 
 
 def _digests(facts: dict[str, Any]) -> Tensor:
