@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 from test_distributed import CALL, on_ranks
 from torch_fidelity.datasets import RandomlyGeneratedDataset
@@ -105,6 +107,29 @@ def test_ranks_that_measure_different_things_get_an_error_that_names_it(image_fo
         assert "on rank 1" in texts[0]
         named += 1
     print(f"{named} of {len(keywords)} differing calls named on all ranks")
+
+
+def stream_shares(rank, sides):
+    metric = LSHPrecisionRecall(None, ("lsh", "lsh_knn"))
+    done = 0
+
+    def counting(function, pieces):
+        nonlocal done
+        done += len(pieces)
+        return [function(piece) for piece in pieces]
+
+    with mock.patch("torch_fidelity_lsh.metric.parallel._in_threads", counting):
+        for real, side in enumerate(sides):
+            metric.update(side if dist.get_world_size() == 1 else side[rank::2], real=bool(real))
+        return {key: float(value) for key, value in metric.compute().items()}, done
+
+
+def test_ranks_share_the_assessment_and_return_the_numbers_of_one_process(tmp_path):
+    sides = list(torch.randn(2, 5000, 40, generator=torch.Generator().manual_seed(0)))
+    (expected, all_pieces), *_ = on_ranks(1, stream_shares, tmp_path, sides)
+    for numbers, pieces in on_ranks(2, stream_shares, tmp_path, sides):
+        assert numbers == expected
+        assert pieces < 0.7 * all_pieces
 
 
 def stream_differently(rank, sides):

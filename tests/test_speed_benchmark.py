@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import runpy
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import bench
 import contestants
 import measure
+import neighbours
 import numpy as np
 import pytest
 import rivals
@@ -61,6 +63,7 @@ def calls(monkeypatch):
             return {"seconds": 60.0 if name == "prdc" else 1.0, "peak_bytes": 1, "precision": 1.0, "recall": 1.0}
 
     monkeypatch.setattr(bench, "worker", lambda *_, **__: contextlib.nullcontext(Fake()))
+    monkeypatch.setattr(bench, "neighbours", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(contestants.Contestant, "installed", True)
     return made
 
@@ -92,6 +95,26 @@ def test_hnsw_is_close(features):
     pytest.importorskip("faiss")
     exact = rivals.prc_full(*features)
     assert rivals.faiss_hnsw(*features) == pytest.approx(exact, abs=0.05)
+
+
+def test_inverted_lists_are_close_where_one_holds_all(features, monkeypatch):
+    pytest.importorskip("faiss")
+    assert all(0 <= share <= 1 for share in rivals.simet_ivf(*features))
+    monkeypatch.setattr(rivals, "IVF_LISTS", 1)
+    generated, real = (side.numpy() for side in features)
+    for queries, side, share in zip((generated, real), (real, generated), rivals.simet_ivf(*features), strict=True):
+        distances = np.linalg.norm(side[None] - queries[:, None], axis=2)
+        radii = np.array([np.sort(np.linalg.norm(side - y, axis=1))[3] for y in side])
+        assert share == pytest.approx((distances.min(1) <= radii[distances.argmin(1)]).mean())
+
+
+@pytest.mark.parametrize("kind", neighbours.KINDS)
+def test_neighbours_run_beside_a_block_and_end_with_it(kind):
+    before = set(multiprocessing.active_children())
+    with neighbours.neighbours(kind, 1, threads=1):
+        running = set(multiprocessing.active_children()) - before
+        assert len(running) == 1
+    assert not any(process.is_alive() for process in running)
 
 
 def test_features_depend_on_the_size_alone(features):
@@ -155,11 +178,10 @@ def test_an_interrupted_run_goes_on(tmp_path, calls, monkeypatch):
 def test_too_slow_and_too_large_do_not_run(tmp_path, calls):
     # On prdc's law: 60 s at 10,000 x 2048, 240 s at twice as many.
     new_bench(tmp_path, rounds=1, limit_s=200).run(PEERS)
-    at = [calls[i : i + 7] for i in (0, 7)]
-    assert "prdc" in at[0]
-    assert "prdc" not in at[1]
-    assert "prc_full" in at[1]
-    assert calls[13:].count("prc_full") == 0
+    second = calls.index("lsh", 1)
+    assert "prdc" in calls[:second]
+    assert "prdc" not in calls[second:]
+    assert calls.count("prc_full") == 2  # Not at 50,000.
 
 
 # --- Laws and verdicts ------------------------------------------------------------------------------------------------
@@ -204,15 +226,16 @@ def test_targets_are_judged_where_measured(board):
     small, _, large = SIZES
     put(board, PEERS, small, "lsh", 0.1)
     put(board, PEERS, small, "prc_full", 4.9)
+    put(board, PEERS, small, "prc_batched", 5.0)
     put(board, PEERS, small, "faiss_exact", 2.1)
     put(board, PEERS, large, "lsh", 1)
     put(board, MEMORY, large, "lsh", 1, peak_bytes=301e6)
     verdicts = {t.text: (t.value(board), t.met(board)) for t in targets.all_targets()}
-    assert len(verdicts) == 15
+    assert len(verdicts) == 23
     at_small = f"{small}, times"
-    assert verdicts[f"lsh faster than prc_full, {at_small}"] == ((pytest.approx(49), False), False)
+    assert verdicts[f"lsh faster than prc_full, {at_small}"] == ((pytest.approx(49), False), True)
     assert verdicts[f"lsh faster than faiss_exact, {at_small}"] == ((pytest.approx(21), False), True)
-    assert verdicts[f"lsh faster than faiss_exact, {large}, times"] == ((pytest.approx(2.1 * 50), True), False)
+    assert verdicts[f"lsh faster than prc_batched, {large}, times"] == ((pytest.approx(5.0 * 50), True), False)
     assert verdicts[f"lsh: peak memory beyond the features, {large}, MB"][1] is False
     assert verdicts[f"lsh_knn faster than prc_full, {at_small}"] == (None, None)
 
@@ -234,10 +257,11 @@ def test_the_command_writes_tables_numbers_and_pictures(tmp_path, monkeypatch, c
     assert "| torch-fidelity prc " in captured.out
     assert "~" in captured.out
     assert {p.name for p in tmp_path.glob("*.png")} == {"times.png", "growth.png"}
-    assert len(results["targets"]) == 15
+    assert len(results["targets"]) == 23
     full = [r for r in results["results"] if r["contestant"] == "prc_full" and r["generated"] == 50_000]
     assert all(r["extrapolated"] and "GiB" in r["reason"] for r in full)
-    assert {r["section"] for r in results["results"]} == set(sections.SECTIONS)
+    assert {r["section"] for r in results["results"]} == set(sections.SECTIONS) - {"gpu"}
+    assert "10,000 x 2,048, beside 3 jobs of torch" in captured.out
     assert results["protocol"]["threads"] >= 1
 
 
@@ -255,7 +279,7 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch, capsys, calls):
     results = run_command(tmp_path, monkeypatch, "--quick", "--only", "peers")
     captured = capsys.readouterr()
     assert "faiss IndexFlatL2 is left out: faiss is not installed" in captured.err
-    assert "faiss" not in captured.out.replace("faiss HNSW is approximate", "")
+    assert "faiss" not in captured.out.replace("faiss HNSW is approximate", "").replace("by faiss-cpu", "")
     assert "faiss_exact" not in {row["contestant"] for row in results["results"]}
 
 

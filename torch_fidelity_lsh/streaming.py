@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 try:
@@ -25,6 +27,7 @@ from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.functional import lsh_knn_precision_recall, lsh_precision_recall, reduce_features
 from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.messages import did_you_mean
+from torch_fidelity_lsh.metric.parallel import among_ranks
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
 METRICS = {"lsh": lsh_precision_recall, "lsh_knn": lsh_knn_precision_recall}
@@ -141,7 +144,9 @@ class LSHPrecisionRecall(Metric):
         """
         self._refuse_other_settings()
         sides = self._reduced("generated"), self._reduced("real")
-        results = {name: METRICS[name](*sides, self.config) for name in self.metrics}
+        are_shared = self._is_synced and dist.is_available() and dist.is_initialized() and sides[0].device.type == "cpu"
+        with among_ranks(self.process_group or dist.group.WORLD) if are_shared else nullcontext():
+            results = {name: METRICS[name](*sides, self.config) for name in self.metrics}
         return {
             f"{name}_{number}": torch.tensor(getattr(result, number), device=self.device)
             for name, result in results.items()

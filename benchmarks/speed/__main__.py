@@ -1,6 +1,6 @@
 """What precision and recall cost in time and memory: ours, their floor, and others' on the same features.
 
-    python benchmarks/speed --output DIR [--quick] [--only SECTION ...] [--threads N] [--device DEVICE] [--repeats R]
+    python benchmarks/speed --output DIR [--quick] [--only SECTION ...] [--busy N] [--threads N] [--device DEVICE]
 
 Prints the tables; writes them, pictures and all numbers to the output folder. Measurements are kept there
 (``measurements.jsonl``): a further run measures what is missing, or what changed with the code of a contestant.
@@ -24,7 +24,7 @@ import tables
 import torch
 from bench import GIB, Bench
 from contestants import CONTESTANTS
-from rivals import HNSW_DESCRIPTION
+from rivals import HNSW_DESCRIPTION, IVF_DESCRIPTION
 from sections import SECTIONS
 from storage import Store
 from synthetic import DESCRIPTION
@@ -61,6 +61,7 @@ def main() -> None:
         limit_s=args.limit_seconds,
         limit_bytes=args.memory_limit * GIB,
         rounds=args.repeats,
+        busy=args.busy,
     )
     for contestant in CONTESTANTS.values():
         if not contestant.installed:
@@ -72,6 +73,13 @@ def main() -> None:
         elif args.device not in contestant.devices:
             print(f"{contestant.title} is left out: it does not run on {args.device}", file=sys.stderr)
     sections = [SECTIONS[name] for name in args.only]
+    if not torch.cuda.is_available() and any(section.device == "cuda" for section in sections):
+        print("What runs on a GPU is left out: torch finds none", file=sys.stderr)
+    sections = [
+        section
+        for section in sections
+        if (args.busy or not section.beside) and (torch.cuda.is_available() or section.device != "cuda")
+    ]
     try:
         for section in sections:
             bench.run(section)
@@ -96,6 +104,8 @@ def main() -> None:
             "limit_seconds": args.limit_seconds,
             "limit_gib": args.memory_limit,
             "hnsw": HNSW_DESCRIPTION,
+            "ivf": IVF_DESCRIPTION,
+            "busy": args.busy,
             "load_average_at_start": load,
             "seconds": round(time.perf_counter() - start),
         },
@@ -116,6 +126,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--threads", type=positive, default=available, help="of every contestant")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the features are")
+    parser.add_argument(
+        "--busy",
+        type=int,
+        default=3,
+        metavar="N",
+        help="measure beside so many processes that spin, too, and beside as many jobs of torch; 0: on idle cores only",
+    )
     parser.add_argument("--repeats", type=positive, help="at most so many rounds")
     parser.add_argument(
         "--limit-seconds", type=float, default=300, help="contestants that would take longer are extrapolated"

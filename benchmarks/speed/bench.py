@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import synthetic
 from contestants import CONTESTANTS, Size
-from measure import Worker, worker
+from measure import THREAD_VARIABLES, Worker, worker
+from neighbours import neighbours
 from sections import GROWTH, SECTIONS, Section
 from storage import Row, Store, digest
 
@@ -46,6 +48,7 @@ class Bench:
         limit_s: Expected seconds beyond which a contestant does not run.
         limit_bytes: Expected bytes beyond the features, likewise.
         rounds: Largest number of rounds, where fewer than the sections' own are wanted.
+        busy: Number of neighbours in the sections that have some.
     """
 
     store: Store
@@ -57,6 +60,7 @@ class Bench:
     limit_s: float
     limit_bytes: float
     rounds: int | None = None
+    busy: int = 3
 
     def sizes(self, section: Section) -> tuple[Size, ...]:
         """Return the sizes of a section."""
@@ -65,15 +69,21 @@ class Bench:
     def names(self, section: Section) -> list[str]:
         """Return the contestants of a section that can run here."""
         usable = (CONTESTANTS[name] for name in section.contestants)
-        return [each.name for each in usable if each.installed and self.device in each.devices]
+        device = section.device or self.device
+        return [each.name for each in usable if each.installed and device in each.devices]
 
     def run(self, section: Section) -> None:
         """Measure what is not in the store yet, contestants in turns; goes on where an earlier run ended."""
+        # Libraries read these when they are loaded, so that they must be there before a process is.
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(self.threads)))
         for size in self.sizes(section):
             names = self.names(section)
             # A quick run spends its time better than on starting processes.
             for group in [[name] for name in names] if section.fresh and not self.quick else [names]:
-                with worker(size, self.threads, self.device, trim=section.fresh) as held:
+                with (
+                    neighbours(section.beside, self.busy, self.threads),
+                    worker(size, self.threads, section.device or self.device, trim=section.fresh) as held,
+                ):
                     self._run_rounds(section, size, group, held)
 
     def _run_rounds(self, section: Section, size: Size, names: list[str], held: Worker) -> None:
@@ -92,7 +102,8 @@ class Bench:
         return len(rows) == turn and sum(row["seconds"] for row in rows) < ENOUGH_S
 
     def _key(self, section: Section, size: Size, name: str, turn: int) -> str:
-        where = f"{self.machine}/{self.device}/{self.threads}-{self.wait_policy}"
+        where = f"{self.machine}/{section.device or self.device}/{self.threads}-{self.wait_policy}"
+        where += f"/{self.busy}" if section.beside else ""
         what = f"{'x'.join(map(str, size))}/{name}/{turn}"
         return "/".join([section.name, what, where, CONTESTANTS[name].source, DATA_SOURCE])
 
@@ -114,6 +125,7 @@ class Bench:
         known = [
             (contestant.work(measured), self.measured(other, measured, name, "seconds"))
             for other in SECTIONS.values()
+            if not other.beside and other.device == section.device
             for measured in self.sizes(other)
         ]
         work = contestant.work(size)

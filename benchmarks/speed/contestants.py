@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -121,14 +121,14 @@ def _rival(
     )
 
 
-def _hnsw() -> Contestant:
+def _approximate(name: str, title: str, work: Callable[[Size], float], law: str, links: int) -> Contestant:
     found = importlib.util.find_spec("faiss") is not None
     source = f"{RIVALS_SOURCE}-faiss-cpu{version('faiss-cpu') if found else ''}"
 
     def peak(size: Size) -> float:
-        return 4 * (size.dimension + 3 * rivals.HNSW_LINKS) * max(size[:2])
+        return 4 * (size.dimension + links) * max(size[:2])
 
-    return Contestant("faiss_hnsw", "faiss HNSW", rivals.faiss_hnsw, source, _graph, peak, "n log n d", CPU, "faiss")
+    return Contestant(name, title, getattr(rivals, name), source, work, peak, law, CPU, "faiss")
 
 
 FLOOR = Contestant(
@@ -141,7 +141,22 @@ FLOOR = Contestant(
     "n d",
     ANY,
 )
+
+
+def _with_one_thread(ours: Contestant) -> Contestant:
+    def run(generated: Tensor, real: Tensor) -> Values | None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return ours.run(generated, real)
+        finally:
+            torch.set_num_threads(before)
+
+    return replace(ours, name=f"{ours.name}_one", title=f"{ours.title}, one thread", run=run)
+
+
 OURS = (_ours("lsh", lsh_precision_recall), _ours("lsh_knn", lsh_knn_precision_recall))
+ONE_THREAD = tuple(_with_one_thread(each) for each in OURS)
 RIVALS = (
     # Four matrices of all pairs; five of a batch and all; distances and their int64 order.
     _rival(
@@ -163,6 +178,8 @@ RIVALS = (
         "faiss-cpu",
         lambda s: 4 * (s.dimension + rivals.BLOCK_ROWS) * max(s[:2]),
     ),
-    _hnsw(),
+    _approximate("faiss_hnsw", "faiss HNSW", _graph, "n log n d", 3 * rivals.HNSW_LINKS),
+    # 25 rounds of k-means beside the search.
+    _approximate("simet_ivf", "simet, IVF", _linear, "n d", 0),
 )
-CONTESTANTS = {contestant.name: contestant for contestant in (*OURS, FLOOR, *RIVALS)}
+CONTESTANTS = {contestant.name: contestant for contestant in (*OURS, *ONE_THREAD, FLOOR, *RIVALS)}

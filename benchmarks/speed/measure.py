@@ -57,8 +57,6 @@ class Worker:
 
     def _start(self) -> None:
         size, threads, device, trim = self._arguments
-        # Libraries read these when they are loaded, so that they must be there before the process is.
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, size, threads, device, trim))
@@ -86,10 +84,7 @@ def worker(size: Size, threads: int, device: str, trim: bool) -> Iterator[Worker
 
 def _serve(connection: Connection, size: Size, threads: int, device: str, trim: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent stops its workers.
-    # Cores, too: prdc starts eight jobs whatever it is told.
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    torch.set_num_threads(threads)
+    keep_to(threads)
     features = [torch.from_numpy(side).to(device) for side in draw_features(*size)]
     warm = set()
     with contextlib.suppress(EOFError):  # Raised when the parent is gone.
@@ -101,6 +96,14 @@ def _serve(connection: Connection, size: Size, threads: int, device: str, trim: 
             if trim:
                 _return_memory()
             connection.send(run_once(CONTESTANTS[name], *features))
+
+
+def keep_to(threads: int) -> None:
+    """Let this process use so many cores, and torch so many threads."""
+    # Cores, too: prdc starts eight jobs whatever it is told.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    torch.set_num_threads(threads)
 
 
 def _return_memory() -> None:

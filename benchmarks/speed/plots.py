@@ -23,6 +23,7 @@ SHOWN = {
     "prc_full": ("torch-fidelity prc", "tab:green"),
     "faiss_exact": ("faiss, exact", "tab:red"),
     "faiss_hnsw": ("faiss HNSW, approximate", "tab:purple"),
+    "simet_ivf": ("simet, IVF, approximate", "tab:pink"),
     "lsh_knn": ("lsh_knn", "tab:orange"),
     "lsh": ("lsh", "tab:blue"),
 }
@@ -46,15 +47,16 @@ def draw_times(bench: Bench, path: Path) -> Path:
     """Draw the time of everyone against the number of samples a side; hollow where a law gave it."""
     figure, panel = plt.subplots(figsize=(8, 5.5), layout="constrained")
     sizes = bench.sizes(PEERS)
-    for name in bench.names(PEERS):
-        label, color = SHOWN[name]
+    for name, (label, color) in SHOWN.items():
+        if name not in bench.names(PEERS):
+            continue
         points = [(s.real, e) for s in sizes if (e := bench.estimate(PEERS, s, name))]
         ours = name.startswith("lsh")
         x, y = [n for n, _ in points], [e.value for _, e in points]
         panel.plot(x, y, color=color, linewidth=2.5 if ours else 1.2, label=label, zorder=3 if ours else 2)
         for n, e in points:
             panel.plot(n, e.value, "o", color=color, markerfacecolor="white" if e.extrapolated else color, zorder=4)
-    if not all(bench.rows(PEERS, size, name) for size in sizes for name in bench.names(PEERS)):
+    if not all(bench.rows(PEERS, size, name) for size in sizes for name in set(SHOWN).intersection(bench.names(PEERS))):
         panel.plot([], [], "o", color="grey", markerfacecolor="white", label="not measured: by its law")
     _log_axes(panel, [s.real for s in sizes], [f"{s.real:,}\nx {s.dimension:,}" for s in sizes])
     panel.set(xlabel="samples a side x dimension", ylabel="seconds", title=_title(bench, "Precision and recall"))

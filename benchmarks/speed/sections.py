@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from contestants import FLOOR, OURS, RIVALS, Size
+from contestants import FLOOR, ONE_THREAD, OURS, RIVALS, Size
+from neighbours import KINDS
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Section:
         rounds: How often each runs at most, in turns.
         fresh: Whether each has a process of its own, so that none leaves memory to the next.
         limit_s: Expected seconds beyond which a contestant does not run here.
+        beside: Kind of the neighbours that keep the cores busy.
+        device: Where the features are, if not where the command says.
     """
 
     name: str
@@ -31,6 +34,8 @@ class Section:
     rounds: int
     fresh: bool = False
     limit_s: float = math.inf
+    beside: str = ""
+    device: str = ""
 
 
 SIZES = Size(10_000, 10_000, 2048), Size(20_000, 20_000, 2048), Size(50_000, 50_000, 4096)
@@ -44,9 +49,14 @@ def _against(references: int) -> Size:
     return Size(10_000, references, GROWTH_DIMENSION)
 
 
-_OURS, _RIVALS = (tuple(contestant.name for contestant in group) for group in (OURS, RIVALS))
+_OURS, _ONE_THREAD, _RIVALS = (tuple(contestant.name for contestant in group) for group in (OURS, ONE_THREAD, RIVALS))
+_EVERYONE = *_OURS, *_ONE_THREAD, *_RIVALS
 
-PEERS = Section("peers", "Time", SIZES, QUICK_SIZES, (*_OURS, *_RIVALS), rounds=5)
+PEERS = Section("peers", "Time", SIZES, QUICK_SIZES, _EVERYONE, rounds=5)
+BUSY = tuple(
+    Section(kind, f"Time beside {words}", SIZES[:1], QUICK_SIZES[-1:], _EVERYONE, rounds=3, beside=kind)
+    for kind, (words, _) in KINDS.items()
+)
 MEMORY = Section(
     "memory",
     "Peak memory beyond the features",
@@ -66,4 +76,5 @@ GROWTH = Section(
     rounds=3,
 )
 FLOOR_SECTION = Section("floor", "Floor", SIZES, QUICK_SIZES, (FLOOR.name, *_OURS), rounds=9)
-SECTIONS = {section.name: section for section in (PEERS, MEMORY, GROWTH, FLOOR_SECTION)}
+GPU = Section("gpu", "Time on a GPU", SIZES, QUICK_SIZES, ("prc_full", "prc_batched", *_OURS), rounds=5, device="cuda")
+SECTIONS = {section.name: section for section in (PEERS, *BUSY, MEMORY, GROWTH, FLOOR_SECTION, GPU)}

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bench import Bench, Estimate
-from contestants import CONTESTANTS, OURS, Size
-from rivals import HNSW_DESCRIPTION
-from sections import FLOOR_SECTION, GROWTH, MEMORY, PEERS, Section
+from contestants import CONTESTANTS, ONE_THREAD, OURS, Size
+from neighbours import KINDS
+from rivals import HNSW_DESCRIPTION, IVF_DESCRIPTION
+from sections import BUSY, FLOOR_SECTION, GPU, GROWTH, MEMORY, PEERS, Section
 from targets import MEGABYTE, all_targets
 
 MISSING = "-"
-VALUES_LEGEND = f"Precision, recall; the larger difference from the exact values. faiss HNSW is {HNSW_DESCRIPTION}."
+VALUES_LEGEND = (
+    f"Precision, recall; the larger difference from the exact values. faiss HNSW is {HNSW_DESCRIPTION}. simet, IVF is "
+    f"{IVF_DESCRIPTION}."
+)
 LEGEND = "~: not measured; from the next smaller size, by the law of time, or by that of the arrays held at once."
 
 
@@ -29,19 +33,32 @@ def report(bench: Bench, sections: Sequence[Section]) -> str:
 
 
 def _peers(bench: Bench) -> dict[str, str]:
-    times = _by_size(bench, PEERS, lambda size, name: bench.estimate(PEERS, size, name))
-    sizes, ours = bench.sizes(PEERS), [each.name for each in OURS]
-    rows = [
-        [CONTESTANTS[name].title, *(_cell(bench.ratio(PEERS, s, name, o)) for s in sizes for o in ours)]
-        for name in bench.names(PEERS)
-        if name not in ours
+    ours = [each.name for each in OURS]
+    columns = [
+        (section, size) for section in (PEERS, *BUSY) for size in bench.sizes(section) if _is_measured(bench, section)
     ]
-    columns = [f"{size}: {each}" for size in sizes for each in ours]
+    titles = [f"{size}{_beside(bench, section)}" for section, size in columns]
+    times, ratios = [], []
+    for name in bench.names(PEERS):
+        times.append([CONTESTANTS[name].title, *(_cell(bench.estimate(*column, name)) for column in columns)])
+        if not name.startswith(tuple(ours)):
+            cells = (_cell(bench.ratio(*column, name, each)) for column in columns for each in ours)
+            ratios.append([CONTESTANTS[name].title, *cells])
+    threads = [[name, *(_cell(bench.ratio(*column, name, f"{name}_one")) for column in columns)] for name in ours]
     return {
-        "Time, in seconds": times,
-        "Times slower than ours": table(["", *columns], rows),
+        "Time, in seconds": table(["", *titles], times),
+        "Times slower than ours": table(["", *(f"{title}: {each}" for title in titles for each in ours)], ratios),
+        f"{bench.threads} threads over one": table(["", *titles], threads),
         "Values": f"{VALUES_LEGEND}\n\n{_values(bench)}",
     }
+
+
+def _is_measured(bench: Bench, section: Section) -> bool:
+    return any(bench.rows(section, size, name) for size in bench.sizes(section) for name in bench.names(section))
+
+
+def _beside(bench: Bench, section: Section) -> str:
+    return f", beside {bench.busy} {KINDS[section.beside][0]}" if section.beside else ""
 
 
 def _values(bench: Bench) -> str:
@@ -56,7 +73,7 @@ def _values(bench: Bench) -> str:
             )
             text = f"{values[0]:.4f}, {values[1]:.4f}" if values else MISSING
             # Ours are other numbers, on purpose.
-            if values and exact and CONTESTANTS[name] not in OURS:
+            if values and exact and CONTESTANTS[name] not in (*OURS, *ONE_THREAD):
                 text += f"; {max(abs(a - b) for a, b in zip(values, exact, strict=True)):.4f}"
             cells.append(text)
         rows.append([CONTESTANTS[name].title, *cells])
@@ -104,11 +121,16 @@ def _floor(bench: Bench) -> dict[str, str]:
     return {"Time and ratio to the floor, in seconds": table(["", *map(str, bench.sizes(FLOOR_SECTION))], rows)}
 
 
+def _gpu(bench: Bench) -> dict[str, str]:
+    return {"Time on a GPU, in seconds": _by_size(bench, GPU, lambda size, name: bench.estimate(GPU, size, name))}
+
+
 TABLES: dict[str, Callable[[Bench], dict[str, str]]] = {
-    PEERS.name: _peers,
+    **{section.name: _peers for section in (PEERS, *BUSY)},
     MEMORY.name: _memory,
     GROWTH.name: _growth,
     FLOOR_SECTION.name: _floor,
+    GPU.name: _gpu,
 }
 
 

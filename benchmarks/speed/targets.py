@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bench import Bench, Estimate
-from sections import FLOOR_SECTION, MEMORY, PEERS, SIZES
+from contestants import OURS
+from neighbours import KINDS
+from sections import BUSY, FLOOR_SECTION, MEMORY, PEERS, SIZES, Section
 
 SMALL, _, LARGE = SIZES
 MEGABYTE = 1e6
@@ -38,25 +40,38 @@ class Target:
 
 def all_targets() -> list[Target]:
     """Return all targets."""
-    return [*_faster(), *_growth(), *_memory(), *_floor()]
+    return [*_faster(), *_threads(), *_growth(), *_memory(), *_floor()]
 
 
 def _faster() -> Iterator[Target]:
     # Where all distances do not fit into memory, prc is what runs in their place.
-    rivals = {SMALL: ("prc_full", "faiss_exact"), LARGE: ("prc_batched", "faiss_exact")}
     limits = {
-        (SMALL, "lsh"): (50, 20),
-        (SMALL, "lsh_knn"): (10, 3),
-        (LARGE, "lsh"): (300, 120),
-        (LARGE, "lsh_knn"): (40, 15),
+        (PEERS, SMALL, "prc_full"): (40, 15),
+        **{(section, SMALL, "prc_full"): (40, 15) for section in BUSY},
+        (PEERS, SMALL, "faiss_exact"): (20, 8),
+        (PEERS, LARGE, "prc_batched"): (400, 150),
     }
-    for (size, ours), pair in limits.items():
-        for rival, limit in zip(rivals[size], pair, strict=True):
+    for (section, size, rival), pair in limits.items():
+        for ours, limit in zip(OURS, pair, strict=True):
 
-            def ratio(bench: Bench, size=size, rival=rival, ours=ours) -> Estimate | None:
-                return bench.ratio(PEERS, size, rival, ours)
+            def ratio(bench: Bench, where=(section, size), rival=rival, ours=ours) -> Estimate | None:
+                return bench.ratio(*where, rival, ours.name)
 
-            yield Target(f"{ours} faster than {rival}, {size}, times", limit, True, ratio)
+            yield Target(f"{ours.name} faster than {rival}, {size}{_beside(section)}, times", limit, True, ratio)
+
+
+def _threads() -> Iterator[Target]:
+    for section, limit in ((PEERS, 0.6), *((section, 1.2) for section in BUSY)):
+        for ours in OURS:
+
+            def ratio(bench: Bench, section=section, ours=ours.name) -> Estimate | None:
+                return bench.ratio(section, SMALL, ours, f"{ours}_one")
+
+            yield Target(f"{ours.name}: all threads over one, {SMALL}{_beside(section)}", limit, False, ratio)
+
+
+def _beside(section: Section) -> str:
+    return f", beside {KINDS[section.beside][0]}" if section.beside else ""
 
 
 def _growth() -> Iterator[Target]:

@@ -23,7 +23,7 @@ SHARE_OF_ANCHORS = 4  # at most a fourth of a set are anchors of one table
 NUMBER_BITS = 6  # of a key; a table has at most 64 anchors
 
 EXACT_DISTANCE = 2.0**12  # whose square float32 holds
-CELLS_AT_ONCE = 2**20  # of tables
+CELLS_AT_ONCE = 2**18  # of tables
 IN_CACHE = 256  # rows whose distances to anchors are found at a time
 
 

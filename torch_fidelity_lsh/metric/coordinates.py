@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_fidelity_lsh.metric.parallel import mapped
+from torch_fidelity_lsh.metric.parallel import mapped, shared
 
 # A coordinate holds up to 2^24 units, which float32 does exactly.
 UNIT = 2.0**-18
@@ -86,7 +86,7 @@ def _mean(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 def by_blocks(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     """Apply a function to some rows at a time, so that what it needs on the way stays small."""
-    return torch.cat(mapped(function, torch.split(rows, ROWS_AT_ONCE)))
+    return torch.cat(shared(function, torch.split(rows, ROWS_AT_ONCE)))
 
 
 def _distances(rows: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:

@@ -311,10 +311,10 @@ def _sides(
     coordinates = Coordinates.fit(real.values)
     _refuse_lost_variation(coordinates, real)
     # Powers of two change no digit, and so not the order.
-    exponent = -real.values.abs().max().frexp().exponent
+    exponent = -torch.maximum(real.values.max(), -real.values.min()).frexp().exponent
 
     def of_side(pair: tuple[ReducedFeatures, ReducedFeatures]) -> Members:
-        order = content_hash(torch.ldexp(pair[1].values, exponent))
+        order = content_hash(pair[1].values, exponent)
         return Members.of(pair[0].values, order, FEWEST_ROWS, config.seed)
 
     members = mapped(of_side, zip(reduced, (in_order_of or generated, real), strict=True))

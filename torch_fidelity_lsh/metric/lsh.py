@@ -11,7 +11,7 @@ from torch_fidelity_lsh.metric.anchors import NUMBER_BITS, AnchorTables, cells_a
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.conformal import Scored
 from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE, Coordinates
-from torch_fidelity_lsh.metric.parallel import mapped
+from torch_fidelity_lsh.metric.parallel import mapped, shared
 
 NUM_FOLDS = 2
 NUM_ANCHORS = 64  # of a table
@@ -74,7 +74,7 @@ class Scales:
 
     def scores_and_cells(self, reduced: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return M scores and T x M cells of M x P reduced features."""
-        scores, cells = zip(*mapped(self._of_block, torch.split(reduced, ROWS_AT_ONCE)), strict=True)
+        scores, cells = zip(*shared(self._of_block, torch.split(reduced, ROWS_AT_ONCE)), strict=True)
         return torch.cat(scores), torch.cat(cells, 1)
 
     def _of_block(self, reduced: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -51,14 +51,18 @@ class Members:
         return 1 - len(self.values) / len(self.of_row)
 
 
-def content_hash(values: torch.Tensor) -> torch.Tensor:
-    """Return N int64 numbers, pseudo-random but the same for equal rows of N x P float32 or float64 values."""
+def content_hash(values: torch.Tensor, exponent: torch.Tensor | None = None) -> torch.Tensor:
+    """Return N int64 numbers, pseudo-random but the same for equal rows of N x P float32 or float64 values.
+
+    Values count times 2 to the power of an exponent, if there is one.
+    """
     rng = np.random.default_rng(values.shape[1])
     multipliers = torch.from_numpy(rng.integers(-(2**63), 2**63, values.shape[1], dtype=np.int64) | 1)
     multipliers = multipliers.to(values.device)
 
     def of_block(rows: torch.Tensor) -> torch.Tensor:
-        words = (rows.double() + 0.0).view(torch.int64)  # -0 becomes 0, and equal numbers of both types are equal
+        scaled = rows if exponent is None else torch.ldexp(rows, exponent)
+        words = (scaled.double() + 0.0).view(torch.int64)  # -0 becomes 0, and equal numbers of both types are equal
         words = words ^ (words >> 29)  # so that the high bits of a float reach the low ones of the product
         return (words * multipliers).sum(1)
 

@@ -10,7 +10,7 @@ import torch
 
 from torch_fidelity_lsh.metric.anchors import NUMBER_BITS, AnchorTables, exact_type, squared_norms
 from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE, Coordinates, by_blocks
-from torch_fidelity_lsh.metric.parallel import mapped
+from torch_fidelity_lsh.metric.parallel import shared
 
 NUM_LISTS = 1024
 MEMBERS_IN_LIST = 16  # on average, in sets of up to 16,384 members
@@ -54,7 +54,7 @@ class Located:
                 cells.append((lowest % 2**NUMBER_BITS).T.int())
             return torch.cat(cells, 1), torch.cat(probes)
 
-        cells, probes = zip(*mapped(block, range(0, len(reduced), ROWS_AT_ONCE)), strict=True)
+        cells, probes = zip(*shared(block, range(0, len(reduced), ROWS_AT_ONCE)), strict=True)
         return cls(reduced, torch.cat(cells, 1), torch.cat(probes))
 
 
@@ -98,7 +98,7 @@ class Lists:
             M x ``count`` ascending pairs, ``NOTHING`` where there are fewer.
         """
         starts = range(0, len(asking.probes), ASKED_AT_ONCE)
-        return torch.cat(mapped(lambda start: self._nearest(asking, start, count, are_members), starts))
+        return torch.cat(shared(lambda start: self._nearest(asking, start, count, are_members), starts))
 
     def _nearest(self, asking: Located, start: int, count: int, are_members: bool) -> torch.Tensor:
         """Return the ``count`` smallest pairs of some of the points."""

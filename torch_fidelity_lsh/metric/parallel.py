@@ -1,5 +1,7 @@
 """Parallel at the outside: pieces of work go to a few threads, and within each torch's operations take one.
 
+Ranks may share the pieces, too, where all of them do the same work on the same numbers.
+
 Threads within an operation meet at its end, thousands of times in a measurement, and each time wait for the one whose
 core another process holds. Those of pieces meet a few times.
 """
@@ -14,17 +16,19 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
 class _Here(threading.local):
-    """What holds in one thread: the threads to share work with, how many they are, and whether it is one of them."""
+    """What holds in one thread: the threads to share work with, how many they are, whether it is one of them; ranks."""
 
     pool: ThreadPoolExecutor | None = None
     size = 1
     is_of_pool = False
+    ranks: Any = None
 
 
 _here = _Here()
@@ -57,6 +61,36 @@ def outer_threads(*features: object) -> Iterator[None]:
         _set_threads_here(size)
 
 
+@contextmanager
+def among_ranks(group: Any) -> Iterator[None]:
+    """Let :func:`shared` share work with the other ranks of a group of ``torch.distributed``, for a ``with`` block.
+
+    All ranks must do the same work on the same features, which are on the CPU.
+    """
+    _here.ranks = group
+    try:
+        yield
+    finally:
+        _here.ranks = None
+
+
+def shared(function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:
+    """Do as :func:`mapped`; ranks that work together do a part of the pieces each, if there are many.
+
+    The function must not call it in turn. What is mapped, and calls it, each rank does in the one order.
+    """
+    pieces = list(pieces)
+    if _here.ranks is None:
+        return mapped(function, pieces)
+    rank, size = dist.get_rank(_here.ranks), dist.get_world_size(_here.ranks)
+    if len(pieces) < 2 * size:
+        return _in_threads(function, pieces)
+    own = pieces[rank * len(pieces) // size : (rank + 1) * len(pieces) // size]
+    of_ranks: list[Any] = [None] * size
+    dist.all_gather_object(of_ranks, _in_threads(function, own), group=_here.ranks)
+    return [result for results in of_ranks for result in results]
+
+
 def mapped(function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:
     """Return a function's results for pieces, in their order; pieces may be mapped in turn.
 
@@ -64,6 +98,10 @@ def mapped(function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list
         Exception: What the function raises first; pieces that nobody has begun are left.
     """
     pieces = list(pieces)
+    return [function(piece) for piece in pieces] if _here.ranks is not None else _in_threads(function, pieces)
+
+
+def _in_threads(function: Callable[[Piece], Result], pieces: list[Piece]) -> list[Result]:
     if _here.pool is None or len(pieces) < 2:
         return [function(piece) for piece in pieces]
     results: dict[int, Result] = {}

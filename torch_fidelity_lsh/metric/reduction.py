@@ -75,8 +75,13 @@ class ReducedFeatures:
             return cls(features.to(kept), dimension, num_components, seed)
         drawn = np.random.default_rng([seed, 0]).integers(2, size=(dimension, num_components))
         signs = torch.from_numpy(2 * drawn - 1).to(features.device, torch.float32)
-        blocks = torch.split(features, min(batch_size, IN_CACHE))
-        values = torch.cat(mapped(lambda block: _project(block.to(kept), signs), blocks))
+        values = torch.empty(len(features), num_components, dtype=kept, device=features.device)
+        rows = min(batch_size, IN_CACHE)
+
+        def reduce_block(start: int) -> None:
+            values[start : start + rows] = _project(features[start : start + rows].to(kept), signs)
+
+        mapped(reduce_block, range(0, len(features), rows))
         return cls(values, dimension, num_components, seed)
 
     @property

@@ -11,7 +11,7 @@ import torch
 
 from torch_fidelity_lsh.metric.anchors import AnchorTables, cell_counts, exact_mean, half_log, of_cells
 from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE, Coordinates
-from torch_fidelity_lsh.metric.parallel import mapped
+from torch_fidelity_lsh.metric.parallel import mapped, shared
 
 NUM_ANCHORS, RATIO, NUM_TABLES = 64, 4, 8  # a quarter of the anchors show how the spacing grows
 HIGHEST_DIMENSION = 1000.0
@@ -62,7 +62,7 @@ class Spacing:
             means = torch.stack([logs.mean(1), *(coarse_logs.mean(1) for _, coarse_logs in coarser)])
             return cells.T.int(), means, points[:, :GLANCE].T.clone()
 
-        parts = zip(*mapped(block, range(0, len(values), ROWS_AT_ONCE)), strict=True)
+        parts = zip(*shared(block, range(0, len(values), ROWS_AT_ONCE)), strict=True)
         cells, (log_distance, *coarser), glances = (torch.cat(each, 1) for each in parts)
         # Too few to tell: as on a line, where least is taken for crowding or copies.
         growth = coarser[0] - log_distance if coarser else torch.full_like(log_distance, math.log(RATIO))
