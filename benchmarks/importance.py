@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from device import DEVICE
 from repair_gan import SCORES, digits, faces
 
 from compressors import ChannelPruner
 from compressors.common.files import write_json
-from compressors.common.generation import drawn_batches, generated
+from compressors.common.generation import drawn, drawn_batches, generated
 from compressors.common.text import versions
 from compressors.study import StudySettings, extract_features, measure_generator
 
@@ -46,9 +47,9 @@ def main() -> None:
             feature_extractor="efficientnet-lite0",
             seed=seed,
         )
-        batches = drawn_batches(task.draw, arguments.samples, 100, 1000 + seed, torch.device("cpu"))
+        batches = drawn_batches(task.draw, arguments.samples, 100, 1000 + seed, DEVICE)
         teacher = extract_features(torch.cat(list(generated(task.generator, batches, (-1, 1), 0))), settings)
-        inputs = task.draw(8, torch.Generator().manual_seed(seed))
+        inputs = drawn(task.draw, 8, torch.Generator().manual_seed(seed), DEVICE)
         for importance, scope in WAYS:
             pruner = ChannelPruner(arguments.ratio, importance=importance, scope=scope, draw=task.draw)
             small = pruner.compress(task.generator, inputs)
