@@ -41,7 +41,7 @@ def main() -> None:
     paths = {}
     for name, model, seed in (("float", generator, 1), ("held out", generator, 2), ("quantized", quantized, 3)):
         paths[name] = str(folder / f"{name}.npz")
-        images, labels = _samples(model, count, seed)
+        images, labels = _samples(model, count, arguments.seed + seed)
         np.savez(paths[name], images, labels)
     results: dict[str, ByClass] = {}
     for name in ("held out", "quantized"):
@@ -49,7 +49,7 @@ def main() -> None:
         print(f"{name}: {results[name]}\n")
     sides = {"input1": paths["quantized"], "input2": paths["float"]}
     write_report(folder / "report.html", **sides, lsh_knn=True, fid=True, by_class=True, **CALL)
-    protocol = {"samples of a class": count, "bits": arguments.bits, **CALL}
+    protocol = {"samples of a class": count, "bits": arguments.bits, "seed": arguments.seed, **CALL}
     found = {name: result.to_dict() for name, result in results.items()}
     write_json(folder / "results.json", {"protocol": protocol, **found})
     draw(folder, found, arguments.bits)
@@ -104,6 +104,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, required=True, help="eye-cdcgan-128.safetensors")
     parser.add_argument("--bits", type=int, default=3, help="bits of a weight (default: 3)")
     parser.add_argument("--samples", type=int, default=300, help="samples of a class (default: 300)")
+    parser.add_argument("--seed", type=int, default=0, help="of the latents (default: 0)")
     parser.add_argument("--output", type=Path, default=Path("output/classes"), help="folder of the results")
     parser.add_argument("--quick", action="store_true", help="50 samples of a class, in two minutes")
     return parser.parse_args()

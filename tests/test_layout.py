@@ -20,7 +20,7 @@ FLOORS = {
         ["fidelity"],
         ["report", "watch"],
         ["streaming", "cli"],
-        ["training"],
+        ["training", "pruna"],
         ["__init__", "__main__"],
     ],
     "compressors": [
