@@ -73,14 +73,15 @@ def is_picture(path: Path) -> bool:
 
 
 def _overview(table: Table, reference: str) -> Figure:
-    figure, grid = _grid(2, 3)
+    knobs = [knob for knob in _KNOBS if _series(table, knob)]
+    figure, grid = _grid(2, len(knobs) + 1)
     pairs = _pairs(table, reference)
     pair = PRECISION_RECALL["lsh_knn"] if PRECISION_RECALL["lsh_knn"] in pairs else pairs[0]
-    for knob, line in zip(_KNOBS, grid, strict=True):
-        for score, axes in zip(pair, line, strict=False):
+    for score, line in zip(pair, grid, strict=True):
+        for knob, axes in zip(knobs, line, strict=False):
             _draw_along(axes, table, reference, score, knob)
-    _draw_path(grid[0, 2], table, reference, pair)
-    _draw_size(grid[1, 2], table, reference, _quality(table, reference)[0])
+    _draw_path(grid[0, -1], table, reference, pair)
+    _draw_size(grid[1, -1], table, reference, _quality(table, reference)[0])
     return _finished(figure, f"against {reference}")
 
 
