@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
 from torch_fidelity_lsh.metric.anchors import NUMBER_BITS, AnchorTables, exact_type, squared_norms
-from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE, Coordinates, by_blocks
-from torch_fidelity_lsh.metric.parallel import shared
+from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE, Coordinates
+from torch_fidelity_lsh.metric.parallel import mapped, shared
 
 NUM_LISTS = 1024
 MEMBERS_IN_LIST = 16  # on average, in sets of up to 16,384 members
@@ -68,11 +67,13 @@ class Lists:
     Attributes:
         coordinates: Between whose positions distances are taken.
         positions: Those of the members on offer, list by list.
+        norms: Their squared norms.
         rows: A x S rows of these, ``NOBODY`` beyond the end of a list.
     """
 
     coordinates: Coordinates
     positions: torch.Tensor
+    norms: torch.Tensor
     rows: torch.Tensor
 
     @classmethod
@@ -85,7 +86,16 @@ class Lists:
         lists, order, places = lists[on_offer], order[on_offer], places[on_offer]
         rows = order.new_full((num_lists, int(places.max()) + 1), NOBODY)
         rows[lists, places] = order
-        return cls(coordinates, by_blocks(coordinates, members.reduced[order]), rows)
+        positions = torch.empty(len(order), members.reduced.shape[1] + 1, device=order.device)
+        norms = torch.empty(len(order), dtype=torch.float64, device=order.device)
+
+        def fill(start: int) -> None:
+            part = slice(start, start + ROWS_AT_ONCE)
+            positions[part] = coordinates(members.reduced[order[part]])
+            norms[part] = squared_norms(positions[part])
+
+        mapped(fill, range(0, len(order), ROWS_AT_ONCE))
+        return cls(coordinates, positions, norms, rows)
 
     def nearest(self, asking: Located, count: int, are_members: bool = False) -> torch.Tensor:
         """Find the nearest of the members that the probed lists of M points offer.
@@ -123,16 +133,12 @@ class Lists:
         found.masked_fill_(found >= NOBODY, NOTHING)
         return torch.nn.functional.pad(found, (0, count - found.shape[1]), value=NOTHING)
 
-    @cached_property
-    def _norms(self) -> torch.Tensor:
-        return squared_norms(self.positions)
-
     def _distances_by_list(
         self, points: torch.Tensor, norms: torch.Tensor, lists: torch.Tensor, asking: torch.Tensor
     ) -> torch.Tensor:
         """Return K x S squared distances, less the norms of the points, from asking points to the members of lists."""
-        dtype = exact_type(norms.max(), self._norms.max())
-        asking, members, norms = points.to(dtype)[asking], self.positions.to(dtype), self._norms.to(dtype)
+        dtype = exact_type(norms.max(), self.norms.max())
+        asking, members, norms = points.to(dtype)[asking], self.positions.to(dtype), self.norms.to(dtype)
         squared = asking.new_zeros(len(asking), self.rows.shape[1])
         sizes = lists.bincount(minlength=len(self.rows)), (self.rows < NOBODY).sum(1)
         num_asking, num_members = (each.tolist() for each in sizes)
