@@ -84,7 +84,6 @@ class Estimate:
         pvalues_of_set: The conformal p-value of each row of the set, in the fold in which it calibrates.
         fold_values: The estimate of each fold; their spread shows what the choice of folds and anchors adds.
         design_effect: Assessed samples that count as one observation, on average; at least 1.
-        variance_if_members: Variance that the estimate would have if all assessed samples were members.
     """
 
     value: float
@@ -95,7 +94,6 @@ class Estimate:
     pvalues_of_set: torch.Tensor
     fold_values: tuple[float, ...]
     design_effect: float
-    variance_if_members: float
 
     @property
     def variance(self) -> float:
@@ -125,50 +123,58 @@ def variance_of_folds(values: Sequence[float]) -> float:
     return statistics.variance(values) / len(values)
 
 
-def estimate(
-    folds: Sequence[Scored], rows: torch.Tensor, spacing: Spacing, spacing_of_set: Spacing, largest_lambda: float
-) -> Estimate:
-    """Estimate the share of members from all folds of a set.
+@dataclass(frozen=True)
+class Crowding:
+    """How many of the M samples assessed in one fold answer together.
 
-    Args:
-        folds: The M assessed samples scored in each of F folds.
-        rows: M numbers of the assessed samples among their distinct rows.
-        spacing: That of the assessed samples.
-        spacing_of_set: That of the set.
-        largest_lambda: Lambda in (0, 1) where the assessed samples do not crowd.
+    Attributes:
+        sizes: T x ``num_cells`` numbers of samples in cells.
+        together: M mean numbers of samples in a sample's cells.
+        effect: M design effects: samples that count as one observation, at least 1.
     """
-    log_spacing = spacing.log_distance[rows]
-    weights, pvalues = torch.zeros_like(log_spacing), torch.zeros_like(log_spacing)
-    influence, influence_if_members, pvalues_of_set = (torch.zeros_like(spacing_of_set.log_distance) for _ in range(3))
-    values, variances, variances_if_members, effects = [], [], [], []
-    for fold in folds:
-        low, high, pvalues_of_set[fold.calibration_rows] = fold.ranks
+
+    sizes: torch.Tensor
+    together: torch.Tensor
+    effect: torch.Tensor
+
+    @classmethod
+    def of(cls, fold: Scored, rows: torch.Tensor, spacing: Spacing, spacing_of_set: Spacing) -> Crowding:
+        """Compare the spacing of assessed samples, by their numbers among distinct rows, with that of the set."""
+        log_spacing = spacing.log_distance[rows]
         sizes = cell_counts(fold.cells, fold.num_cells)
         together = of_cells(sizes, fold.cells)
         closeness = _log_closeness(fold, sizes, log_spacing, spacing_of_set.log_distance[fold.calibration_rows])
         # Samples in the space of one of the set's give one answer, and the less may be asked of them.
         effect = ((closeness - LOG_CROWDED) * spacing.dimension).clamp(min=0, max=100).exp().minimum(together)
-        # To be out of reach, as some of the set are, is no sign of a member.
-        least = max(min(LOWEST_LAMBDA, largest_lambda), fold.out_of_reach)
-        lambdas = (largest_lambda / effect).clamp(min=least)
-        share_above = ((high - lambdas) / (high - low)).clamp(0, 1)
-        fold_weights = _rounded(share_above / (1 - lambdas))
-        answers = together / effect
+        return cls(sizes, together, effect)
+
+
+def estimate(
+    folds: Sequence[Scored], crowding: Sequence[Crowding], num_members: int, largest_lambda: float
+) -> Estimate:
+    """Estimate the share of members from all folds of a set.
+
+    Args:
+        folds: The M assessed samples scored in each of F folds.
+        crowding: How they crowd in each.
+        num_members: Size of the set.
+        largest_lambda: Lambda in (0, 1) where the assessed samples do not crowd.
+    """
+    effect = crowding[0].effect
+    weights, pvalues = torch.zeros_like(effect), torch.zeros_like(effect)
+    influence, pvalues_of_set = (effect.new_zeros(num_members) for _ in range(2))
+    values, variances = [], []
+    for fold, crowd in zip(folds, crowding, strict=True):
+        low, high, pvalues_of_set[fold.calibration_rows] = fold.ranks
+        lambdas, fold_weights = _lambdas_and_weights(fold, crowd.effect, largest_lambda)
+        answers = crowd.together / crowd.effect
+        sums = cell_counts(fold.cells, fold.num_cells, fold_weights)
+        mean = of_cells(sums / crowd.sizes.clamp(min=1), fold.cells).clamp(max=1)
         # A member fails with probability lambda: where few answers are all no, some may be members.
-        local = (
-            of_cells(cell_counts(fold.cells, fold.num_cells, fold_weights) / sizes.clamp(min=1), fold.cells).clamp(
-                max=1
-            )
-            * answers
-            + lambdas
-        ) / (answers + lambdas)
+        local = (mean * answers + lambdas) / (answers + lambdas)
         values.append(exact_mean(fold_weights))
-        variances.append(exact_mean((effect - 1) * local * (1 / (1 - lambdas) - local)) / len(fold_weights))
-        effects.append(exact_mean(effect))
-        odds = lambdas / (1 - lambdas)
-        variances_if_members.append(exact_mean(effect * odds) / len(fold_weights))
-        influence[fold.calibration_rows] += _influence(fold, local * odds.sqrt()) / len(folds)
-        influence_if_members[fold.calibration_rows] += _influence(fold, odds.sqrt()) / len(folds)
+        variances.append(exact_mean((crowd.effect - 1) * local * (1 / (1 - lambdas) - local)) / len(fold_weights))
+        influence[fold.calibration_rows] += _influence(fold, local * (lambdas / (1 - lambdas)).sqrt()) / len(folds)
         weights += fold_weights / len(folds)
         pvalues += (low + high) / (2 * len(folds))
     return Estimate(
@@ -179,18 +185,37 @@ def estimate(
         influence,
         pvalues_of_set,
         tuple(values),
-        math.fsum(effects) / len(effects),
-        math.fsum(variances_if_members) / len(folds) + math.fsum((influence_if_members**2).tolist()),
+        math.fsum(exact_mean(crowd.effect) for crowd in crowding) / len(folds),
     )
 
 
-def test_of_membership(folds: Sequence[Scored], rows: torch.Tensor, spacing: Spacing, spacing_of_set: Spacing) -> float:
+def test_of_membership(folds: Sequence[Scored], crowding: Sequence[Crowding], num_members: int) -> float:
     """Return the p-value of the hypothesis that all assessed samples are members, against some being strangers.
 
-    The estimate at a small lambda, below 1 by how many of its standard errors (one-sided normal test)?
+    The estimate at a small lambda, below 1 by how many of the standard errors that it has if they are (one-sided
+    normal test)?
     """
-    found = estimate(folds, rows, spacing, spacing_of_set, LAMBDA_OF_TEST)
-    return 0.5 * math.erfc((1 - found.value) / math.sqrt(2 * found.variance_if_members))
+    influence = crowding[0].effect.new_zeros(num_members)
+    values, variances = [], []
+    for fold, crowd in zip(folds, crowding, strict=True):
+        lambdas, weights = _lambdas_and_weights(fold, crowd.effect, LAMBDA_OF_TEST)
+        odds = lambdas / (1 - lambdas)
+        values.append(exact_mean(weights))
+        variances.append(exact_mean(crowd.effect * odds) / len(weights))
+        influence[fold.calibration_rows] += _influence(fold, odds.sqrt()) / len(folds)
+    variance = math.fsum(variances) / len(folds) + math.fsum((influence**2).tolist())
+    return 0.5 * math.erfc((1 - math.fsum(values) / len(values)) / math.sqrt(2 * variance))
+
+
+def _lambdas_and_weights(
+    fold: Scored, effect: torch.Tensor, largest_lambda: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return M lambdas and the M summands of the estimate."""
+    low, high, _ = fold.ranks
+    # To be out of reach, as some of the set are, is no sign of a member.
+    lambdas = (largest_lambda / effect).clamp(min=max(min(LOWEST_LAMBDA, largest_lambda), fold.out_of_reach))
+    share_above = ((high - lambdas) / (high - low)).clamp(0, 1)
+    return lambdas, _rounded(share_above / (1 - lambdas))
 
 
 def _log_closeness(
@@ -218,23 +243,22 @@ def _pvalues_in_cells(fold: Scored) -> tuple[torch.Tensor, torch.Tensor]:
 
     total = torch.zeros_like(scores, dtype=torch.float64)
     for cells in tables_at_once(torch.cat([fold.calibration_cells, fold.cells], 1)):
-        of_calibration = in_one_table(cells, fold.num_cells)[:, :size]
-        flat, place = in_one_table(cells, fold.num_cells)[:, order].flatten().sort(stable=True)
-        place %= len(scores)
+        flat = in_one_table(cells, fold.num_cells)
+        counts = flat[:, :size].flatten().bincount(minlength=len(cells) * fold.num_cells)
+        flat, place = flat[:, order].flatten().sort(stable=True)
         # In the order of cells, and of scores within each, ties are runs: how many were counted before and after one?
-        itself = is_calibration[place]
+        itself = is_calibration.repeat(len(cells))[place]
         _, run, lengths = torch.unique_consecutive(
-            flat.long() * len(scores) + tie[place], return_inverse=True, return_counts=True
+            flat.long() * len(scores) + tie.repeat(len(cells))[place], return_inverse=True, return_counts=True
         )
         after = itself.cumsum(0)[lengths.cumsum(0) - 1]
         before = torch.nn.functional.pad(after[:-1], (1, 0))
-        counts = of_calibration.flatten().bincount(minlength=len(cells) * fold.num_cells)
         starts = counts.cumsum(0) - counts
         no_closer = (before + after)[run] - 2 * starts[flat] - itself
         others = counts[flat] - itself
         # One alone may be an outlier, and would vouch for all that is between it and the others.
         share = (no_closer.double() / (2 * others)).masked_fill_(no_closer <= 2, 0)
-        total.index_add_(0, place, share)
+        total += torch.empty_like(share).scatter_(0, place, share).view(len(cells), -1).sum(0)
     pvalues = torch.empty_like(total)
     pvalues[order] = _rounded(total / len(fold.cells)).masked_fill(scores == -math.inf, 0)
     return pvalues[size:], pvalues[:size]

@@ -22,7 +22,7 @@ from torch_fidelity_lsh.metric import lsh, lsh_knn
 from torch_fidelity_lsh.metric.anchors import SHARE_OF_ANCHORS
 from torch_fidelity_lsh.metric.arrays import as_features
 from torch_fidelity_lsh.metric.config import LSHConfig
-from torch_fidelity_lsh.metric.conformal import Estimate, Scored, estimate, test_of_membership
+from torch_fidelity_lsh.metric.conformal import Crowding, Estimate, Scored, estimate, test_of_membership
 from torch_fidelity_lsh.metric.coordinates import Coordinates
 from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.members import Members, content_hash
@@ -326,7 +326,9 @@ def _sides(
 def _assess(metric: str, assessed: Side, members: Side, config: LSHConfig) -> tuple[Estimate, float]:
     """Estimate the share of assessed samples that are members, and test whether all are."""
     folds = METRICS[metric](assessed.reduced.values, members.members.values, members.spacing.groups, config)
-    common = folds, assessed.members.of_row, assessed.spacing, members.spacing
+    rows, spacings = assessed.members.of_row, (assessed.spacing, members.spacing)
+    crowding = [Crowding.of(fold, rows, *spacings) for fold in folds]
+    common = folds, crowding, len(members.members.values)
     return estimate(*common, config.storey_lambda), test_of_membership(*common)
 
 

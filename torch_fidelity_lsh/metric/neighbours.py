@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
 from torch_fidelity_lsh.metric.anchors import NUMBER_BITS, AnchorTables, exact_type, squared_norms
-from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE, Coordinates, by_blocks
-from torch_fidelity_lsh.metric.parallel import shared
+from torch_fidelity_lsh.metric.coordinates import ROWS_AT_ONCE, Coordinates
+from torch_fidelity_lsh.metric.parallel import mapped, shared
 
 NUM_LISTS = 1024
 MEMBERS_IN_LIST = 16  # on average, in sets of up to 16,384 members
@@ -21,6 +20,7 @@ CAPACITY = 4  # members that a list offers, at most, times log2 of all
 MEMBER_BITS = 32
 LIST_BITS = 10
 NOTHING = 2**63 - 1
+NOBODY = 2**62  # more than a pair
 ASKED_AT_ONCE = 4096
 RANKED_AT_ONCE = 512
 
@@ -67,11 +67,13 @@ class Lists:
     Attributes:
         coordinates: Between whose positions distances are taken.
         positions: Those of the members on offer, list by list.
-        rows: A x S rows of these, -1 beyond the end of a list.
+        norms: Their squared norms.
+        rows: A x S rows of these, ``NOBODY`` beyond the end of a list.
     """
 
     coordinates: Coordinates
     positions: torch.Tensor
+    norms: torch.Tensor
     rows: torch.Tensor
 
     @classmethod
@@ -82,9 +84,18 @@ class Lists:
         places = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[lists]
         on_offer = places < capacity
         lists, order, places = lists[on_offer], order[on_offer], places[on_offer]
-        rows = order.new_full((num_lists, int(places.max()) + 1), -1)
+        rows = order.new_full((num_lists, int(places.max()) + 1), NOBODY)
         rows[lists, places] = order
-        return cls(coordinates, by_blocks(coordinates, members.reduced[order]), rows)
+        positions = torch.empty(len(order), members.reduced.shape[1] + 1, device=order.device)
+        norms = torch.empty(len(order), dtype=torch.float64, device=order.device)
+
+        def fill(start: int) -> None:
+            part = slice(start, start + ROWS_AT_ONCE)
+            positions[part] = coordinates(members.reduced[order[part]])
+            norms[part] = squared_norms(positions[part])
+
+        mapped(fill, range(0, len(order), ROWS_AT_ONCE))
+        return cls(coordinates, positions, norms, rows)
 
     def nearest(self, asking: Located, count: int, are_members: bool = False) -> torch.Tensor:
         """Find the nearest of the members that the probed lists of M points offer.
@@ -113,34 +124,29 @@ class Lists:
             some = slice(first, first + RANKED_AT_ONCE)
             rows, found = self.rows[probes[some]].flatten(1), squared[where.view_as(probes)[some]].flatten(1)
             distances = found.double().add_(norms[some, None]).sqrt_().mul_(unit).round_()
-            is_none = rows < 0
+            pairs = distances.mul_(2**MEMBER_BITS).long().add_(rows)
             if are_members:
                 own = torch.arange(start + first, start + first + len(rows), device=rows.device)
-                is_none |= rows == own[:, None]
-            pairs = distances.mul_(2**MEMBER_BITS).long().add_(rows).masked_fill_(is_none, NOTHING)
+                pairs.masked_fill_(rows == own[:, None], NOTHING)
             best.append(pairs.topk(min(count, pairs.shape[1]), largest=False).values)
         found = torch.cat(best)
+        found.masked_fill_(found >= NOBODY, NOTHING)
         return torch.nn.functional.pad(found, (0, count - found.shape[1]), value=NOTHING)
-
-    @cached_property
-    def _norms(self) -> torch.Tensor:
-        return squared_norms(self.positions)
 
     def _distances_by_list(
         self, points: torch.Tensor, norms: torch.Tensor, lists: torch.Tensor, asking: torch.Tensor
     ) -> torch.Tensor:
         """Return K x S squared distances, less the norms of the points, from asking points to the members of lists."""
-        dtype = exact_type(norms.max(), self._norms.max())
-        asking, members, norms = points.to(dtype)[asking], self.positions.to(dtype), self._norms.to(dtype)
+        dtype = exact_type(norms.max(), self.norms.max())
+        asking, members, norms = points.to(dtype)[asking], self.positions.to(dtype), self.norms.to(dtype)
         squared = asking.new_zeros(len(asking), self.rows.shape[1])
-        sizes = lists.bincount(minlength=len(self.rows)), (self.rows >= 0).sum(1)
-        first = first_member = 0
-        for num_asking, num_members in zip(*(each.tolist() for each in sizes), strict=True):
-            some, own = slice(first, first + num_asking), slice(first_member, first_member + num_members)
-            first, first_member = some.stop, own.stop
-            if num_asking and num_members:
-                out = squared[some, :num_members]
-                torch.addmm(norms[own], asking[some], members[own].T, alpha=-2, out=out)
+        sizes = lists.bincount(minlength=len(self.rows)), (self.rows < NOBODY).sum(1)
+        num_asking, num_members = (each.tolist() for each in sizes)
+        of_asking = zip(*(torch.split(each, num_asking) for each in (squared, asking)), strict=True)
+        of_members = zip(torch.split(norms, num_members), torch.split(members.T, num_members, 1), strict=True)
+        for (out, some), (own_norms, own) in zip(of_asking, of_members, strict=True):
+            if len(some) and len(own_norms):
+                torch.addmm(own_norms, some, own, alpha=-2, out=out[:, : len(own_norms)])
         return squared
 
 

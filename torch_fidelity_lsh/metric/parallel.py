@@ -104,32 +104,51 @@ def mapped(function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list
 def _in_threads(function: Callable[[Piece], Result], pieces: list[Piece]) -> list[Result]:
     if _here.pool is None or len(pieces) < 2:
         return [function(piece) for piece in pieces]
-    results: dict[int, Result] = {}
-    left = deque(range(len(pieces)))
-
-    def work() -> None:
-        try:
-            while True:
-                try:
-                    number = left.popleft()
-                except IndexError:
-                    return
-                results[number] = function(pieces[number])
-        except BaseException:
-            left.clear()
-            raise
-
+    job = _Job(function, pieces)
     # One of the pool works itself, and never waits for what nobody has begun: so all goes on where all are busy.
-    tasks = [_here.pool.submit(work) for _ in range(min(_here.size, len(pieces)) - _here.is_of_pool)]
+    tasks = [_here.pool.submit(job.work) for _ in range(min(_here.size, len(pieces)) - _here.is_of_pool)]
     try:
-        work() if _here.is_of_pool else wait(tasks)
+        job.work() if _here.is_of_pool else wait(tasks)
     finally:
-        left.clear()
+        job.left.clear()
         begun = [task for task in tasks if not task.cancel()]
         wait(begun)
+        results = job.results
+        # Tasks that were not begun wait in a queue, and must not hold what they would have worked on.
+        job.function, job.pieces, job.results = None, [], {}
     for task in begun:
         task.result()
     return [results[number] for number in range(len(pieces))]
+
+
+class _Job:
+    """Pieces of work that several threads take from one list.
+
+    Attributes:
+        function: What is done with each.
+        pieces: All of them.
+        left: Numbers of those that nobody has begun.
+        results: Results by number.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], pieces: list[Any]) -> None:
+        self.function: Callable[[Any], Any] | None = function
+        self.pieces = pieces
+        self.left = deque(range(len(pieces)))
+        self.results: dict[int, Any] = {}
+
+    def work(self) -> None:
+        """Work until nothing is left, or a piece fails."""
+        try:
+            while True:
+                try:
+                    number = self.left.popleft()
+                except IndexError:
+                    return
+                self.results[number] = self.function(self.pieces[number])  # type: ignore[misc]
+        except BaseException:
+            self.left.clear()
+            raise
 
 
 def _join(holder: list[Any]) -> None:

@@ -60,10 +60,11 @@ class Spacing:
             points = coordinates(values[start : start + ROWS_AT_ONCE])
             (cells, logs), *coarser = (each.nearest(points, start) for each in scales)
             means = torch.stack([logs.mean(1), *(coarse_logs.mean(1) for _, coarse_logs in coarser)])
-            return cells.T.int(), means, points[:, :GLANCE].T.clone()
+            return cells.T.int(), means, points[:, :GLANCE].clone()
 
-        parts = zip(*shared(block, range(0, len(values), ROWS_AT_ONCE)), strict=True)
-        cells, (log_distance, *coarser), glances = (torch.cat(each, 1) for each in parts)
+        *parts, glances = zip(*shared(block, range(0, len(values), ROWS_AT_ONCE)), strict=True)
+        cells, (log_distance, *coarser) = (torch.cat(each, 1) for each in parts)
+        glance = torch.cat(glances)
         # Too few to tell: as on a line, where least is taken for crowding or copies.
         growth = coarser[0] - log_distance if coarser else torch.full_like(log_distance, math.log(RATIO))
         local_growth, local_distance = (_smoothed(each, cells, num_cells) for each in (growth, log_distance))
@@ -73,7 +74,7 @@ class Spacing:
         reach = local_distance - shrinkage.clamp(min=-math.log(NEAR))
         pairs = _alike(cells, log_distance, num_cells)
         # Most are told apart by a few of their coordinates.
-        pairs = _near(pairs, reach, lambda rows: glances[:, rows].T)
+        pairs = _near(pairs, reach, lambda rows: glance[rows])
         pairs = _near(pairs, reach, lambda rows: coordinates(values[rows]))
         return cls(log_distance, _dimension(exact_mean(growth)), _joined(pairs, len(values)))
 
