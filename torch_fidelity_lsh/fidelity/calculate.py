@@ -47,7 +47,7 @@ def calculate_metrics(*, distributed: bool = True, **kwargs: Any) -> dict[str, f
     """Calculate torch-fidelity's metrics and the registered ones in one call.
 
     Accepts every keyword of ``torch_fidelity.calculate_metrics``, where they are documented, and those listed here.
-    Metrics that use the same feature extractor share one pass over each input. Upstream's own metrics come out as
+    One pass over each input serves all metrics and extractors. Upstream's own metrics come out as
     upstream computes them. The caller's modes (autocast, inference mode, default device) change no digit, and the
     caller's random state is left as it was.
 
