@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from compressors.common.files import digest, write_json
+from compressors.common.files import digest
 from compressors.common.generation import drawn
 from compressors.common.text import versions
 from compressors.core.model import CompressedModel
@@ -177,14 +177,9 @@ class Search:
         return logs(supernet.operator_probabilities(1.0)), logs(supernet.width_probabilities(1.0))
 
     def _score(self, indices: Indices) -> float:
-        """Return the loss of a network with the shared weights, from an earlier run where there was one."""
-        if not self.scores:
-            self._read_scores()
-        if indices not in self.scores:
-            supernet = self._learnt_supernet()
-            self.scores[indices] = self._loss(lambda images: supernet(images, indices))
-            if len(self.scores) % 30 == 0:
-                self._write_scores()
+        """Return the loss of a network with the shared weights."""
+        supernet = self._learnt_supernet()
+        self.scores[indices] = self._loss(lambda images: supernet(images, indices))
         return self.scores[indices]
 
     @torch.no_grad()
@@ -219,18 +214,6 @@ class Search:
         batches = (drawn(self.draw, self.settings.batch_size, random, self.device)[0] for _ in range(_NORM_BATCHES))
         update_bn(batches, self.found.model)
         self.found.model.eval()
-
-    def _read_scores(self) -> None:
-        path = self.settings.file("scores.json")
-        if path is not None and path.exists():
-            content = json.loads(path.read_text())
-            if content["identity"] == self.identity:
-                self.scores = {tuple(map(tuple, indices)): loss for indices, loss in content["scores"]}
-
-    def _write_scores(self) -> None:
-        path = self.settings.file("scores.json")
-        if path is not None:
-            write_json(path, {"identity": self.identity, "scores": list(self.scores.items())})
 
 
 def _course(result: CompressedModel) -> dict[str, Any]:
