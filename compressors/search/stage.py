@@ -26,10 +26,11 @@ from compressors.search.space import SearchSpace, Size
 class ArchitectureSearch(SearchSettings, Stage):
     """Replace a generator by a student of another architecture, searched under a budget and distilled from it.
 
-    A supernet with shared weights learns to imitate the generator, a strategy chooses networks by it, the best of them
-    are trained from scratch for a short time, and the best of those for `steps`. No discriminator, no labels. Followed
-    by a `Quantizer` in a `Pipeline` this is AGD's chain. `recipe.steps` of the result hold what was found, as JSON;
-    `save_report` writes it with a picture.
+    Networks within the budget are trained from scratch for a short time, random ones and then mutations of the best,
+    and the best of them all for `steps`. Or, by `strategy`, they are chosen by a supernet with shared weights that has
+    learnt to imitate the generator, as AGD does. No discriminator, no labels. Followed by a `Quantizer` in a `Pipeline`
+    this is AGD's chain. `recipe.steps` of the result hold what was found, as JSON; `save_report` writes it with a
+    picture.
 
     Interrupted by Ctrl-C, the best network so far is the result, with the weights it has by then, and a warning.
 
@@ -41,13 +42,13 @@ class ArchitectureSearch(SearchSettings, Stage):
             `torch.Generator` it is given; or a data set of such inputs, for which the teacher runs once.
         steps: batches to train the result on.
         seed: of everything that is drawn; the same one gives the same network and weights (on the CPU).
-        strategy: "evolution" (default) on the supernet's loss; "gradient", AGD's own; or "both".
+        strategy: "trials" (default), without a supernet; "evolution" on the loss of a supernet; "gradient", AGD's own;
+            or "both" of these.
         loss: "l1" (default), "mse", or a function from student's and teacher's images to a scalar, such as
             `DistillDistance` of `compressors.distil`.
         terms: more losses with their weights, as in `Distiller`.
         search_steps: batches to train the supernet on; default 2 `steps`. Each trains four networks.
-        trials: how many networks are trained for a short time; default 12, of which evolution gives half and the other
-            half are random.
+        trials: how many networks are trained for a short time, half of them random; default 24.
         trial_steps: batches of each of these; default 3/8 of `steps`.
         population: networks in a generation of evolution; default 30.
         generations: their number; default 12.
@@ -60,7 +61,7 @@ class ArchitectureSearch(SearchSettings, Stage):
         genotype: train this network and search nothing; for comparisons at equal training.
         progress: show bars on stderr; default True.
 
-    Source: Fu et al. 2020, arXiv 2006.08198 (AGD); evolution and re-ranking by short training are ours.
+    Source: Fu et al. 2020, arXiv 2006.08198 (AGD); evolution and short trainings are ours.
 
     Raises:
         CompressionError: a setting is unusable. `compress` raises it also where the budget is below the smallest
