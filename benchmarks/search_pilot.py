@@ -99,7 +99,9 @@ class Task:
             value = psnr(found.model(self.test), self.teacher(self.test))
         row = {"budget": budget, "MACs": found.report.after.macs, "PSNR": value, "CPU s": time.process_time() - start}
         step = found.recipe.steps[-1]
-        return {**row, "genotype": step["genotype"], "candidates": step["candidates"]}
+        tried = sorted(step["candidates"], key=lambda candidate: candidate["loss"])
+        layers = " ".join(f"{operator}:{width}" for operator, width in step["genotype"])
+        return {**row, "genotype": layers, "found by": [candidate["origin"] for candidate in tried[:1]]}
 
     def ways(self, budget: int) -> dict[str, str | Genotype]:
         """Return the searches, and the networks to compare with, by name."""
