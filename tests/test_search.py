@@ -63,7 +63,6 @@ def draw(n: int, random: torch.Generator) -> tuple[Tensor, ...]:
 
 def searched(folder: Path | None = None, **changes: Any) -> CompressedModel:
     options = {"steps": 4, "search_steps": 4, "trials": 2, "batch_size": 4, "held_out": 8, "progress": False, **FEW}
-    options["strategy"] = "evolution"
     given_draw = changes.pop("draw", draw)
     space = changes.pop("space", tiny())
     return search_student(

@@ -30,11 +30,11 @@ class SearchSettings:
     draw: Draw | Dataset[Any] | Tensor
     steps: int
     seed: int = SEED
-    strategy: str = "trials"
+    strategy: str = "evolution"
     loss: Literal["l1", "mse"] | Loss = "l1"
     terms: Sequence[tuple[float, Loss]] = ()
     search_steps: int | None = None
-    trials: int = 24
+    trials: int = 12
     trial_steps: int | None = None
     population: int = 30
     generations: int = 12

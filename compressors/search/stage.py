@@ -26,11 +26,10 @@ from compressors.search.space import SearchSpace, Size
 class ArchitectureSearch(SearchSettings, Stage):
     """Replace a generator by a student of another architecture, searched under a budget and distilled from it.
 
-    Networks within the budget are trained from scratch for a short time, random ones and then mutations of the best,
-    and the best of them all for `steps`. Or, by `strategy`, they are chosen by a supernet with shared weights that has
-    learnt to imitate the generator, as AGD does. No discriminator, no labels. Followed by a `Quantizer` in a `Pipeline`
-    this is AGD's chain. `recipe.steps` of the result hold what was found, as JSON; `save_report` writes it with a
-    picture.
+    A supernet with shared weights learns to imitate the generator, a strategy chooses networks by it, the best of them
+    are trained from scratch for a short time, and the best of those for `steps`. No discriminator, no labels. Followed
+    by a `Quantizer` in a `Pipeline` this is AGD's chain. `recipe.steps` of the result hold what was found, as JSON;
+    `save_report` writes it with a picture.
 
     Interrupted by Ctrl-C, the best network so far is the result, with the weights it has by then, and a warning.
 
@@ -42,13 +41,13 @@ class ArchitectureSearch(SearchSettings, Stage):
             `torch.Generator` it is given; or a data set of such inputs, for which the teacher runs once.
         steps: batches to train the result on.
         seed: of everything that is drawn; the same one gives the same network and weights (on the CPU).
-        strategy: "trials" (default), without a supernet; "evolution" on the loss of a supernet; "gradient", AGD's own;
-            or "both" of these.
+        strategy: "evolution" (default) on the supernet's loss; "gradient", AGD's own; "both"; or "trials", without a
+            supernet: random networks are trained for a short time, then mutations of the best.
         loss: "l1" (default), "mse", or a function from student's and teacher's images to a scalar, such as
             `DistillDistance` of `compressors.distil`.
         terms: more losses with their weights, as in `Distiller`.
         search_steps: batches to train the supernet on; default 2 `steps`. Each trains four networks.
-        trials: how many networks are trained for a short time, half of them random; default 24.
+        trials: how many networks are trained for a short time, half of them random; default 12.
         trial_steps: batches of each of these; default 3/8 of `steps`.
         population: networks in a generation of evolution; default 30.
         generations: their number; default 12.
