@@ -70,8 +70,8 @@ def main() -> None:
     """Train with both, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/search-cost-term.json"))
-    parser.add_argument("--steps", type=int, default=200, help="default 200")
-    parser.add_argument("--seeds", type=int, default=4, help="default 4")
+    parser.add_argument("--steps", type=int, default=100, help="default 100")
+    parser.add_argument("--seeds", type=int, default=3, help="default 3")
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     rows = list[dict[str, Any]]()
