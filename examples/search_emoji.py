@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="the first one; default 1")
     parser.add_argument("--seeds", type=int, default=2, help="students of each kind; default 2")
     parser.add_argument("--steps", type=int, help="of each student; default 600, for emoji 2000")
+    parser.add_argument("--strategy", default="evolution", help='such as "trials"; default evolution')
     parser.add_argument("--search-steps", type=int, help="of the supernet; default as many as of a student")
     parser.add_argument("--trials", type=int, default=6, help="networks that are trained for 3/8 of it; default 6")
     parser.add_argument("--teacher-steps", type=int, help="default 1200, for emoji 6000")
@@ -91,6 +92,7 @@ def main() -> None:
             train.inputs,
             settings.steps,
             seed,
+            arguments.strategy,
             search_steps=arguments.search_steps or settings.steps,
             trials=arguments.trials,
             batch_size=settings.batch,

@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=7, help="10^9 multiply-accumulates at 256 x 256; default 7")
     parser.add_argument("--crops", type=int, default=256, help="crops of 24 x 24 to train on; default 256")
     parser.add_argument("--steps", type=int, default=300, help="of every network that is measured; default 300")
+    parser.add_argument("--strategy", default="evolution", help='such as "trials"; default evolution')
     parser.add_argument("--search-steps", type=int, help="of the supernet; default as many as --steps")
     parser.add_argument("--trials", type=int, default=4, help="networks that are trained for 3/8 of --steps; default 4")
     parser.add_argument("--batch", type=int, default=8, help="crops in a batch; default 8")
@@ -108,6 +109,7 @@ def main() -> None:
                 crops,
                 arguments.steps,
                 seed,
+                arguments.strategy,
                 search_steps=arguments.search_steps or arguments.steps,
                 trials=arguments.trials,
                 population=12,

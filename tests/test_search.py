@@ -319,7 +319,7 @@ def test_the_result_meets_the_budget_and_says_what_it_is(result: CompressedModel
     assert type(result.model).__name__ == "Student"
 
 
-@pytest.mark.parametrize("strategy", ["gradient", "both"])
+@pytest.mark.parametrize("strategy", ["gradient", "both", "trials"])
 def test_other_strategies_meet_the_budget_too(strategy: str) -> None:
     found = searched(strategy=strategy, budget=0.1, steps=2, search_steps=2, trials=1)
     assert 0.9 * 634_060 <= found.report.after.macs <= 634_060

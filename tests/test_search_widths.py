@@ -54,12 +54,33 @@ def test_a_share_of_the_cost_is_met_and_filled(build: Any, draw: Any, tmp_path: 
     assert [step["compressor"] for step in found.recipe.steps] == ["WidthSearch"]
     assert "distill 4: loss" in found.report.notes[-1]
     found.save(tmp_path / "small.safetensors")
-    again = search_widths(model, 0.3, draw, **FEW)
+    again = search_widths(model, 0.3, draw, folder=tmp_path, **FEW)
     inputs = draw(2, torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = found.model(*inputs)
         assert torch.equal(CompressedModel.load(tmp_path / "small.safetensors", build).model(*inputs), expected)
         assert torch.equal(again.model(*inputs), expected)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_search_goes_on_from_its_files_to_the_same_widths(tmp_path: Path) -> None:
+    left = [10]
+
+    def draw(n: int, random: torch.Generator) -> tuple[Tensor, ...]:
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+        return latents(n, random)
+
+    with pytest.raises(Killed):
+        search_widths(dcgan(), 0.5, draw, folder=tmp_path, **FEW)
+    assert (tmp_path / "trial-0.safetensors").exists()
+    found, again = search_widths(dcgan(), 0.5, draw, folder=tmp_path, **FEW), search_widths(dcgan(), 0.5, draw, **FEW)
+    states = found.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_ctrl_c_in_evolution_keeps_the_best_so_far() -> None:

@@ -21,7 +21,7 @@ from compressors.core.model import CompressedModel
 from compressors.core.recipe import settings
 from compressors.core.stage import Stage, Work, finish
 from compressors.distil.losses import DistillDistance
-from compressors.distil.training import Course, Diverged, Loss, Plan, Training
+from compressors.distil.training import Course, Diverged, Loss, Losses, Plan, Training
 from compressors.errors import CompressionError, TrainingDiverged
 
 _LOSSES: dict[str, Callable[[], Loss]] = {
@@ -149,9 +149,14 @@ class Distiller(Stage):
             warnings.warn(f"{self.name}: {course.note}; the best state is kept", stacklevel=4)
         return self._trained(work, guide, course)
 
+    @property
+    def losses(self) -> Losses:
+        """What is minimised."""
+        loss = self.loss if callable(self.loss) else _LOSSES[self.loss]()
+        return ((1.0, loss), *self.terms)
+
     def plan(self, quantized: bool) -> Plan:
         """Return what the training loop gets."""
-        loss = self.loss if callable(self.loss) else _LOSSES[self.loss]()
         return Plan(
             draw=self.draw,
             steps=self.steps,
@@ -159,7 +164,7 @@ class Distiller(Stage):
             held_out=self.held_out,
             rate=self.rate,
             quantized=quantized,
-            losses=((1.0, loss), *self.terms),
+            losses=self.losses,
             clip_norm=self.clip_norm,
             average=self.average,
             train_norms=self.train_norms,

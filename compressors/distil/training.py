@@ -33,6 +33,8 @@ _LOWEST_RATE, _HIGHEST_RATE, _HIGHEST_QUANTIZED = 1e-4, 1e-3, 3e-4
 _KIND = "distillation checkpoint"
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Losses = Sequence[tuple[float, Loss]]
+"""Losses with their weights."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Plan:
     held_out: int
     rate: float | None
     quantized: bool
-    losses: Sequence[tuple[float, Loss]]
+    losses: Losses
     clip_norm: float
     average: float | None
     train_norms: bool
@@ -115,9 +117,7 @@ class Training:
         self.average: AveragedModel | None = None
         if plan.average is not None:
             self.average = moving_average(student, plan.average)
-        for _, loss in plan.losses:
-            if isinstance(loss, nn.Module):
-                loss.to(self.device)
+        move_losses(plan.losses, self.device)
         self.course = Course()
         self.held_out = self._batch(HELD_OUT, plan.held_out)
         self.best = self._snapshot()
@@ -218,13 +218,7 @@ class Training:
 
     def distance(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum of the losses for one output of the student and of the teacher."""
-        check_outputs(output, target)
-        loss = torch.zeros((), device=self.device)
-        for weight, term in self.plan.losses:
-            value = term(output, target)
-            _check_loss(term, value, output)
-            loss = loss + weight * value.to(loss.dtype)
-        return loss
+        return weighted(self.plan.losses, output, target)
 
     def postfix(self) -> dict[str, str]:
         """Return what the bar shows beside the loss."""
@@ -321,6 +315,24 @@ class Training:
         moments = {int(name[5:]): state for name, state in groups.items() if name.startswith("adam ")}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.course = Course(**content["course"])
+
+
+def move_losses(losses: Losses, device: torch.device) -> None:
+    """Move what losses compute with, such as networks of features, to a device."""
+    for _, loss in losses:
+        if isinstance(loss, nn.Module):
+            loss.to(device)
+
+
+def weighted(losses: Losses, output: Tensor, target: Tensor) -> Tensor:
+    """Return the weighted sum of losses for one output of the student and of the teacher."""
+    check_outputs(output, target)
+    total = torch.zeros((), device=output.device)
+    for weight, term in losses:
+        value = term(output, target)
+        _check_loss(term, value, output)
+        total = total + weight * value.to(total.dtype)
+    return total
 
 
 def _check_loss(term: Loss, value: Any, output: Tensor) -> None:

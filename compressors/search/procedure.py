@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from compressors.common.files import digest, write_json
+from compressors.common.files import digest
 from compressors.common.generation import drawn
 from compressors.common.text import versions
 from compressors.core.model import CompressedModel
 from compressors.core.recipe import settings as settings_of
+from compressors.distil.training import move_losses, weighted
 from compressors.errors import TrainingDiverged
 from compressors.search.cost import Indices, derive, macs_of
 from compressors.search.data import DataDraw, known_outputs, split
@@ -87,6 +88,10 @@ class Search:
         state = teacher.state_dict().values()
         self.identity = digest([json.dumps(described, sort_keys=True), self.choosing, *state])
         self.scores: dict[Indices, float] = {}
+        self.losses = settings.distiller(self.draw, 1).losses
+        move_losses(self.losses, self.device)
+        self.best = math.inf
+        self.supernet: Supernet | None = None
         self.found = Found()
 
     def run(self) -> Found:
@@ -96,11 +101,11 @@ class Search:
             found.genotype = settings.genotype or self._chosen()
             result = self._trained(found.genotype, settings.steps, "student.safetensors")
         except (_Interrupted, KeyboardInterrupt) as reason:
-            if settings.genotype is not None:
-                raise
             found.interrupted = str(reason) or "interrupted while choosing networks"
             if not found.training:
-                self._export()
+                if self.supernet is None:
+                    raise KeyboardInterrupt from reason  # there is nothing to keep
+                self._export(self.supernet)
             return found
         found.model, found.training = result.model, _course(result)
         found.interrupted = found.training["note"]
@@ -109,54 +114,60 @@ class Search:
     def _chosen(self) -> Genotype:
         """Return the network to train, the best of the trials."""
         settings, found = self.settings, self.found
-        self.supernet = self._learnt_supernet()
         task = Task(
             self.tables,
             self.band,
             self._score,
             self._learnt_logits,
+            self._trial,
             random.Random(settings.seed),
             settings.population,
             settings.generations,
             settings.progress,
         )
         candidates = STRATEGIES[settings.strategy](task, settings.trials)
-        found.genotype = self.space.genotype(candidates[0][1])
-        steps = settings.trial_steps or max(1, 3 * settings.steps // 8)
-        best = math.inf
-        for number, (origin, indices) in enumerate(candidates if len(candidates) > 1 else ()):
-            genotype = self.space.genotype(indices)
-            result = self._trained(genotype, steps, f"trial-{number}.safetensors")
-            loss = self._loss(result.model)
-            row: dict[str, Any] = {"origin": origin, "genotype": [list(pair) for pair in genotype]}
-            row |= {"macs": macs_of(self.tables, indices), "loss": loss, "shared loss": self.scores.get(indices)}
-            found.candidates.append(row)
-            if loss < best:
-                best, found.genotype, found.model, found.training = loss, genotype, result.model, _course(result)
-            if _course(result)["note"].startswith("interrupted"):
-                raise _Interrupted(f"interrupted in trial {number + 1} of {len(candidates)}")
+        if len(candidates) == 1:
+            return self.space.genotype(candidates[0][1])
+        for origin, indices in candidates:
+            self._trial(origin, indices)
         return found.genotype
 
+    def _trial(self, origin: str, indices: Indices) -> float:
+        """Train a network for a short time, keep it if it is the best, and return its loss."""
+        settings, found, genotype = self.settings, self.found, self.space.genotype(indices)
+        steps = settings.trial_steps or max(1, 3 * settings.steps // 8)
+        result = self._trained(genotype, steps, f"trial-{len(found.candidates)}.safetensors")
+        loss = self._loss(result.model)
+        row: dict[str, Any] = {"origin": origin, "genotype": [list(pair) for pair in genotype]}
+        row |= {"macs": macs_of(self.tables, indices), "loss": loss, "shared loss": self.scores.get(indices)}
+        found.candidates.append(row)
+        if loss < self.best:
+            self.best, found.genotype, found.model, found.training = loss, genotype, result.model, _course(result)
+        if _course(result)["note"].startswith("interrupted"):
+            raise _Interrupted(f"interrupted in trial {len(found.candidates)}")
+        return loss
+
     def _learnt_supernet(self) -> Supernet:
+        """Return the supernet, trained when it is first needed."""
         settings = self.settings
+        if self.supernet is not None:
+            return self.supernet
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            supernet = Supernet(self.space, settings.gate).to(self.device)
-        self.supernet = supernet
+            self.supernet = Supernet(self.space, settings.gate).to(self.device)
         steps = settings.search_steps or 2 * settings.steps
         plan = settings.distiller(self.draw, steps, "supernet.safetensors").plan(False)
-        weights = dict(supernet.weights.named_parameters())
-        training = SupernetTraining(supernet, self.teacher, weights, plan, self.identity)
-        self.training = training.prepare(self.size, self.band)
-        course = self.training.run()
+        weights = dict(self.supernet.weights.named_parameters())
+        training = SupernetTraining(self.supernet, self.teacher, weights, plan, self.identity)
+        course = training.prepare(self.size, self.band).run()
         self.found.supernet = asdict(course)
         if course.note:
             raise _Interrupted(f"supernet {course.note}")
-        return supernet
+        return self.supernet
 
     def _learnt_logits(self) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
         settings = self.settings
-        supernet = copy.deepcopy(self.supernet)
+        supernet = copy.deepcopy(self._learnt_supernet())
         steps = max(1, (settings.search_steps or 2 * settings.steps) * 3 // 7)
         plan = settings.distiller(self.draw, steps, "logits.safetensors").plan(False)
         training = GradientSearch(supernet, self.teacher, dict(supernet.named_parameters()), plan, self.identity)
@@ -166,20 +177,16 @@ class Search:
         return logs(supernet.operator_probabilities(1.0)), logs(supernet.width_probabilities(1.0))
 
     def _score(self, indices: Indices) -> float:
-        """Return the loss of a network with the shared weights, from an earlier run where there was one."""
-        if not self.scores:
-            self._read_scores()
-        if indices not in self.scores:
-            self.scores[indices] = self._loss(lambda images: self.supernet(images, indices))
-            if len(self.scores) % 30 == 0:
-                self._write_scores()
+        """Return the loss of a network with the shared weights."""
+        supernet = self._learnt_supernet()
+        self.scores[indices] = self._loss(lambda images: supernet(images, indices))
         return self.scores[indices]
 
     @torch.no_grad()
     def _loss(self, network: Any) -> float:
         chunks = [self.choosing[start : start + _CHUNK] for start in range(0, len(self.choosing), _CHUNK)]
         pairs = [(network(images), self.teacher(images)) for images in chunks]
-        losses = [float(self.training.distance(*pair)) * len(pair[0]) for pair in pairs]
+        losses = [float(weighted(self.losses, *pair)) * len(pair[0]) for pair in pairs]
         return sum(losses) / len(self.choosing)
 
     def _trained(self, genotype: Genotype, steps: int, name: str) -> CompressedModel:
@@ -194,7 +201,7 @@ class Search:
             result: CompressedModel = error.result
             return result
 
-    def _export(self) -> None:
+    def _export(self, supernet: Supernet) -> None:
         """Take the best network known, with its part of the shared weights."""
         if self.scores:
             best = min(self.scores, key=lambda indices: (self.scores[indices], indices))
@@ -202,23 +209,11 @@ class Search:
             even = [[np.zeros(table.shape[axis]) for table in self.tables] for axis in (0, 2)]
             best = derive(self.tables, even[0], even[1], self.budget, self.settings.band)
         self.found.genotype = self.space.genotype(best)
-        self.found.model = self.supernet.exported(self.found.genotype).to(self.device)
+        self.found.model = supernet.exported(self.found.genotype).to(self.device)
         random = torch.Generator().manual_seed(self.settings.seed)
         batches = (drawn(self.draw, self.settings.batch_size, random, self.device)[0] for _ in range(_NORM_BATCHES))
         update_bn(batches, self.found.model)
         self.found.model.eval()
-
-    def _read_scores(self) -> None:
-        path = self.settings.file("scores.json")
-        if path is not None and path.exists():
-            content = json.loads(path.read_text())
-            if content["identity"] == self.identity:
-                self.scores = {tuple(map(tuple, indices)): loss for indices, loss in content["scores"]}
-
-    def _write_scores(self) -> None:
-        path = self.settings.file("scores.json")
-        if path is not None:
-            write_json(path, {"identity": self.identity, "scores": list(self.scores.items())})
 
 
 def _course(result: CompressedModel) -> dict[str, Any]:

@@ -60,8 +60,8 @@ class SearchSettings:
         check_choice("gate", self.gate, ("mask", "scalar"))
         check_share("band", self.band, end=False)
 
-    def distiller(self, draw: Draw, steps: int, name: str) -> Distiller:
-        """Return what trains a network from scratch for `steps` batches, resumed from the file `name`."""
+    def distiller(self, draw: Draw, steps: int, name: str | None = None) -> Distiller:
+        """Return what trains a network from scratch for `steps` batches, resumed from the file `name` if given."""
         return Distiller(
             draw,
             steps,
@@ -77,7 +77,7 @@ class SearchSettings:
             progress=self.progress,
         )
 
-    def file(self, name: str) -> Path | None:
+    def file(self, name: str | None) -> Path | None:
         """Return the path of a file to resume from, if there is a folder."""
         return file_in(self.folder, name)
 
@@ -93,9 +93,9 @@ def check_common(settings: Any) -> None:
         raise CompressionError(f"folder: {settings.folder} does not exist")
 
 
-def file_in(folder: str | Path | None, name: str) -> Path | None:
+def file_in(folder: str | Path | None, name: str | None) -> Path | None:
     """Return the path of a file to resume from, if there is a folder."""
-    return None if folder is None else Path(folder) / name
+    return None if folder is None or name is None else Path(folder) / name
 
 
 def label_of(budget: int | float) -> str:

@@ -41,13 +41,13 @@ class ArchitectureSearch(SearchSettings, Stage):
             `torch.Generator` it is given; or a data set of such inputs, for which the teacher runs once.
         steps: batches to train the result on.
         seed: of everything that is drawn; the same one gives the same network and weights (on the CPU).
-        strategy: "evolution" (default) on the supernet's loss; "gradient", AGD's own; or "both".
+        strategy: "evolution" (default) on the supernet's loss; "gradient", AGD's own; "both"; or "trials", without a
+            supernet: random networks are trained for a short time, then mutations of the best.
         loss: "l1" (default), "mse", or a function from student's and teacher's images to a scalar, such as
             `DistillDistance` of `compressors.distil`.
         terms: more losses with their weights, as in `Distiller`.
         search_steps: batches to train the supernet on; default 2 `steps`. Each trains four networks.
-        trials: how many networks are trained for a short time; default 12, of which evolution gives half and the other
-            half are random.
+        trials: how many networks are trained for a short time, half of them random; default 12.
         trial_steps: batches of each of these; default 3/8 of `steps`.
         population: networks in a generation of evolution; default 30.
         generations: their number; default 12.
@@ -60,7 +60,7 @@ class ArchitectureSearch(SearchSettings, Stage):
         genotype: train this network and search nothing; for comparisons at equal training.
         progress: show bars on stderr; default True.
 
-    Source: Fu et al. 2020, arXiv 2006.08198 (AGD); evolution and re-ranking by short training are ours.
+    Source: Fu et al. 2020, arXiv 2006.08198 (AGD); evolution and short trainings are ours.
 
     Raises:
         CompressionError: a setting is unusable. `compress` raises it also where the budget is below the smallest

@@ -33,6 +33,7 @@ class Task:
         band: the least and the most multiply-accumulates.
         score: maps a network to its loss with the shared weights on inputs to choose by.
         learn_logits: trains logits; returns log probabilities of operators and of widths, by layer.
+        trial: trains a network for a short time, notes what found it, and returns its loss.
         rng: all randomness.
         population: networks in a generation of evolution.
         generations: their number.
@@ -43,6 +44,7 @@ class Task:
     band: tuple[int, int]
     score: Callable[[Indices], float]
     learn_logits: Callable[[], tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]]
+    trial: Callable[[str, Indices], float]
     rng: random.Random
     population: int
     generations: int
@@ -130,6 +132,22 @@ def evolution(task: Task, count: int) -> Chosen:
     return [*found, *(("random", task.sample()) for _ in range(hedge))]
 
 
+def trials(task: Task, count: int) -> Chosen:
+    """Try random networks, then as many mutations of the best third of them: no supernet."""
+    half, scores = max(1, count // 2), dict[Indices, float]()
+    evolve(
+        task.sample,
+        task.mutated,
+        lambda indices: task.trial("random" if len(scores) < half else "evolution", indices),
+        scores,
+        task.rng,
+        population=half,
+        generations=min(2, count),
+        progress=False,
+    )
+    return []
+
+
 def gradient(task: Task, count: int) -> Chosen:
     """Return the most probable network within the band, after the logits have been trained: AGD's way."""
     operators, widths = task.learn_logits()
@@ -154,6 +172,7 @@ def distinct(candidates: list[Candidate], count: int) -> list[Candidate]:
 
 
 STRATEGIES: dict[str, Callable[[Task, int], Chosen]] = {
+    "trials": trials,
     "evolution": evolution,
     "gradient": gradient,
     "both": both,

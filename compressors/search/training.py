@@ -64,8 +64,7 @@ class GradientSearch(SupernetTraining):
 
     where E[F] is the expected cost at a falling temperature, and B_t rises from 0.3 of the largest network to 0.97 of
     the budget over the first half of the steps. This holds from both sides: with a bound from above alone, the most
-    probable network was the smallest of all (AGD's own cost term can do no better, for its controller doubles and
-    halves one weight for all layers).
+    probable network was the smallest of all.
     """
 
     label = "logits"

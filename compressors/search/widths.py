@@ -19,7 +19,7 @@ from compressors.common.measure import Inputs, count_macs, run
 from compressors.core.model import CompressedModel
 from compressors.core.stage import Stage, Work
 from compressors.distil.distiller import Distiller
-from compressors.distil.training import Loss
+from compressors.distil.training import Loss, move_losses, weighted
 from compressors.errors import CompressionError
 from compressors.prune.pruner import ChannelPruner
 from compressors.search.data import example, split
@@ -107,13 +107,13 @@ class WidthSearch(Stage):
                 f"budget: {budget:,} multiply-accumulates are less than one channel in each group of layers needs for "
                 f"one sample, {smallest:,} (all channels: {largest:,})"
             )
-        losses, targets = self._distiller(1, "").plan(False).losses, run(full, held_out)
+        losses, targets = self._distiller(1).losses, run(full, held_out)
+        move_losses(losses, device)
 
         @torch.no_grad()
         def score(counts: Counts) -> float:
             outputs = run(self._pruner(groups.ratios(counts)).compress(full, one).model, held_out)
-            pairs = zip(outputs, targets, strict=True)
-            return sum(weight * float(term(*pair)) for pair in pairs for weight, term in losses)
+            return sum(float(weighted(losses, *pair)) for pair in zip(outputs, targets, strict=True))
 
         rng, scores = random.Random(self.seed), dict[Counts, float]()
         try:
@@ -163,7 +163,7 @@ class WidthSearch(Stage):
             ratios, self.importance, exclude=self.exclude, param_dims=self.param_dims or {}, min_effect=0
         )
 
-    def _distiller(self, steps: int, name: str) -> Distiller:
+    def _distiller(self, steps: int, name: str | None = None) -> Distiller:
         return Distiller(
             split(self.draw)[0],
             steps,
