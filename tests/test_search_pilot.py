@@ -21,6 +21,5 @@ def test_searched_networks_beat_uniform_and_random_ones_of_the_same_cost(tmp_pat
             rows.setdefault(label.rstrip(" 12"), []).append(row["PSNR"])
             if label == "evolution":
                 assert BAND * budget <= row["MACs"] <= budget
-    print(rows)
     assert mean(rows["evolution"]) >= mean(rows["uniform residual"]) + 1.0
     assert mean(rows["evolution"]) >= mean(rows["random"]) + 0.5
