@@ -361,7 +361,8 @@ def test_batch_size_changes_nothing(measure):
 
 
 @METRICS
-def test_number_of_threads_changes_nothing(measure):
+def test_number_of_threads_changes_nothing(measure, monkeypatch):
+    monkeypatch.setattr("torch_fidelity_lsh.metric.parallel.FEW_ROWS", 0)
     generated, real = normal(700, 300, 1).astype(np.float32), normal(900, 300, 2).astype(np.float32)
     before = torch.get_num_threads()
     try:

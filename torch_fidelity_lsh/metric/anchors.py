@@ -148,9 +148,13 @@ def cell_counts(cells: torch.Tensor, num_cells: int, weights: torch.Tensor | Non
     """Return T x ``num_cells`` sums of M weights, 1 if not given, over T x M cells; exact for multiples of a unit."""
     counts = []
     for some in tables_at_once(cells):
-        expanded = None if weights is None else weights.expand(some.shape).flatten()
-        counts.append(in_one_table(some, num_cells).flatten().bincount(expanded, len(some) * num_cells))
-    return torch.cat(counts).view(len(cells), num_cells).double()
+        flat, size = in_one_table(some, num_cells).flatten(), len(some) * num_cells
+        if weights is None:
+            counts.append(flat.bincount(minlength=size).double())
+        else:  # Not as weights of bincount, which a GPU refuses where callers ask for deterministic algorithms.
+            sums = torch.zeros(size, dtype=torch.float64, device=cells.device)
+            counts.append(sums.scatter_add_(0, flat.long(), weights.expand(some.shape).flatten()))
+    return torch.cat(counts).view(len(cells), num_cells)
 
 
 def of_cells(values: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,8 @@ class _Here(threading.local):
     ranks: Any = None
 
 
+FEW_ROWS = 4096  # of all features together, that one thread is done with before others are of use
+
 _here = _Here()
 _setting = threading.Lock()
 
@@ -42,7 +44,7 @@ def outer_threads(*features: object) -> Iterator[None]:
     The number of threads that the caller has set for torch holds again afterwards, and for all other threads always.
 
     Args:
-        features: What is worked on. Where some are on an accelerator, all stays as it is.
+        features: What is worked on. Where some are on an accelerator, all stays as it is; few rows take one thread.
     """
     size = torch.get_num_threads()
     # Inside another such block it is 1.
@@ -51,6 +53,9 @@ def outer_threads(*features: object) -> Iterator[None]:
         return
     _set_threads_here(1)
     try:
+        if 0 < sum((*getattr(each, "shape", ()), 0)[0] for each in features) < FEW_ROWS:
+            yield
+            return
         holder: list[Any] = []
         with ThreadPoolExecutor(size, "torch_fidelity_lsh", _join, (holder,)) as pool:
             holder += [pool, size]

@@ -90,6 +90,11 @@ class ReducedFeatures:
         return f'layer "{self.feature_layer}" of {self.feature_extractor}' if self.feature_extractor else ""
 
     @property
+    def shape(self) -> torch.Size:
+        """N x min(D, P)."""
+        return self.values.shape
+
+    @property
     def device(self) -> torch.device:
         """Where the values are."""
         return self.values.device
