@@ -23,7 +23,7 @@ from torch_fidelity_lsh import load_reference, reduce_features, save_reference
 from torch_fidelity_lsh.cli import main
 from torch_fidelity_lsh.fidelity import cache
 from torch_fidelity_lsh.fidelity.inputs import read_features
-from torch_fidelity_lsh.fidelity.upstream import _check_weights, read_model
+from torch_fidelity_lsh.fidelity.upstream import read_model, read_weights
 from torch_fidelity_lsh.metric.files import digest_of, read_tensors, whole_file, write_tensors, write_text
 
 VALUES = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
@@ -82,7 +82,7 @@ READERS = {
     "weights": (
         "w.pth",
         lambda path: torch.save({"weight": VALUES}, path),
-        lambda path: _check_weights(str(path), "vgg16"),
+        lambda path: read_weights(str(path), "vgg16"),
         lambda _: True,
         0,
     ),

@@ -61,7 +61,7 @@ class PipelineGenerator(nn.Module):
     Example:
         >>> from compressors.study import PipelineGenerator, StudySettings, run_study
         >>> generator = PipelineGenerator(pipeline, prompts, num_inference_steps=20)  # doctest: +SKIP
-        >>> ways = {"int8": quantized_pipeline}
+        >>> ways = {"int8": quantized_pipeline}  # doctest: +SKIP
         >>> settings = StudySettings(references=("teacher",), paired=("psnr", "ssim"))
         >>> run_study(generator, None, ways, None, "study", settings)  # doctest: +SKIP
     """
