@@ -57,6 +57,20 @@ def test_a_callable_is_studied_with_others_as_rows(counting_extractor, tmp_path)
     assert counting_extractor.images == seen
 
 
+def test_pairs_are_scored_on_images_that_were_made_for_the_features(counting_extractor, tmp_path):
+    def images_made(paired, folder):
+        counts = []
+
+        def dark(seed, count):
+            counts.append(count)
+            return blocks(seed, count, 0.3)
+
+        run_study(blocks, None, {"dark": dark}, None, folder, StudySettings(**{**vars(SETTINGS), "paired": paired}))
+        return sum(counts)
+
+    assert images_made(("psnr",), tmp_path / "pairs") == images_made((), tmp_path / "none")
+
+
 def test_measuring_a_callable_gives_the_scores_of_its_row(counting_extractor, tmp_path):
     real = (blocks(99, 40) * 255).byte()
     settings = StudySettings(**{**vars(SETTINGS), "references": ("real",)})

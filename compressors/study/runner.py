@@ -215,7 +215,7 @@ class _Study:
                 write_features(path, features)
         try:
             common = self.settings, self.device
-            row = replace(row, paired={} if uncompressed else self._paired(result.model))
+            row = replace(row, paired={} if uncompressed else self._paired(result.model, shown))
             found = {name: scores(features, other, *common) for name, other in references.items()}
             if start is not None:
                 changed = {name: changes(features, start, other, *common) for name, other in references.items()}
@@ -270,20 +270,25 @@ class _Study:
         return self.folder / "features" / f"{self.hash(what, scored=False)}.safetensors"
 
     def _features(self, model: nn.Module, bar: tqdm) -> tuple[Tensor, list[Tensor]]:
-        """Return the features of a model's samples, and the first batches of them."""
+        """Return the features of a model's samples, and the first batches of them, to show and to compare in pairs."""
         shown: list[Tensor] = []
+        wanted = max(PICTURED, PAIRS) if self.settings.paired else PICTURED
 
         def watched() -> Iterator[Tensor]:
             for batch in self.sampler.images(model):
-                if sum(map(len, shown)) < PICTURED:
+                if sum(map(len, shown)) < wanted:
                     shown.append(batch.cpu())
                 yield batch
                 bar.update(len(batch))
 
         return self.extractor(watched()), shown
 
-    def _paired(self, model: nn.Module) -> dict[str, float]:
-        return paired_scores(self.settings.paired, self._first(model), self.originals) if self.settings.paired else {}
+    def _paired(self, model: nn.Module, made: list[Tensor]) -> dict[str, float]:
+        """Return the scores of pairs, by the first batches where they were made for the features."""
+        if not self.settings.paired:
+            return {}
+        images = torch.cat(made)[:PAIRS] if made else self._first(model)
+        return paired_scores(self.settings.paired, images, self.originals)
 
     @cached_property
     def originals(self) -> Tensor:
@@ -292,7 +297,7 @@ class _Study:
 
     def _first(self, model: nn.Module) -> Tensor:
         batches = islice(self.sampler.images(model), math.ceil(PAIRS / self.settings.batch_size))
-        return torch.cat(list(batches))[:PAIRS]
+        return torch.cat([batch.cpu() for batch in batches])[:PAIRS]
 
     def _latency_ms(self, model: nn.Module) -> float:
         """Return the milliseconds of an image."""
