@@ -171,6 +171,7 @@ class Rows(torch.utils.data.Dataset):
         ),
         ({"lsh": True, "input3": torch.zeros(200, 8)}, "held out: input3.*features_held_out have 8 features a sample"),
         ({"lsh": True, "input3": "nowhere.npy"}, 'input3, file "nowhere.npy": there is no such file'),
+        ({"lsh": True, "input3": "input2/no.npy"}, 'input3, file "input2/no.npy": there is no such file'),
         ({"lsh": True, "input3": torch.zeros(200)}, "input3.*N x D"),
     ],
 )

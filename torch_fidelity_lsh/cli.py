@@ -399,8 +399,6 @@ def _call_keywords(args: dict[str, Any]) -> dict[str, Any]:
     """Turn parsed options into keywords of ``calculate_metrics``, as upstream's command does."""
     known = upstream.DEFAULTS.keys() | plugin_keywords().keys()
     keywords = {name: value for name, value in args.items() if name in known}
-    if keywords["feature_extractor"] is not None and len(keywords["feature_extractor"]) == 1:
-        (keywords["feature_extractor"],) = keywords["feature_extractor"]
     keywords |= {name.removeprefix("no_"): not value for name, value in args.items() if name.startswith("no_")}
     return {**keywords, "verbose": not args["silent"], "cuda": _wants_cuda(args)}
 

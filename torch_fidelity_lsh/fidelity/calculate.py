@@ -222,6 +222,9 @@ def _agreed_plan(function: str, kwargs: dict[str, Any]) -> Plan:
     return plan
 
 
+_NAME_OF_SIDE = re.compile(r'("[^"]*")|\binput[12]?\b')  # outside of what is quoted, such as paths
+
+
 def _held_out(plan: Plan) -> ReducedFeatures | None:
     """Return what memorization looks at of ``input3``; `None` where it is not given."""
     if plan.call["input3"] is None:
@@ -237,7 +240,7 @@ def _held_out(plan: Plan) -> ReducedFeatures | None:
     try:
         found: ReducedFeatures = create_reference(**{**kept, **source, "input": plan.call["input3"]})
     except ValueError as error:
-        raise ValueError(re.sub(r"\binput[12]?\b", "input3", str(error))) from error
+        raise ValueError(_NAME_OF_SIDE.sub(lambda found: found[1] or "input3", str(error))) from error
     if len(found) < FEWEST_HELD_OUT:
         raise ValueError(f"input3 must hold at least {FEWEST_HELD_OUT} samples for memorization; got {len(found)}")
     return found
