@@ -24,6 +24,7 @@ from compressors.common.files import write_json
 from compressors.common.text import versions
 from compressors.search import Supernet, tiny
 from compressors.search.cost import macs_of
+from compressors.search.data import DataDraw
 from compressors.search.training import GradientSearch
 
 SIZE, BAND, LOOKS = (16, 16), 0.92, 20
@@ -55,10 +56,7 @@ def share(kind: type[GradientSearch], budget: int, seed: int, steps: int) -> flo
     torch.manual_seed(seed)
     teacher = tiny().build(tiny().uniform(1.0, "residual")).eval()
     supernet, inputs = Supernet(tiny()), scenes(256, seed)[0][:, :, ::2, ::2]
-
-    def draw(n: int, random: torch.Generator) -> tuple[Tensor]:
-        return (inputs[torch.randint(len(inputs), (n,), generator=random)],)
-
+    draw = DataDraw(inputs, 0, len(inputs))
     plan = Distiller(draw, steps, seed, 8, 4e-3, held_out=8, clip_norm=5, progress=False).plan(False)
     training = kind(supernet, teacher, dict(supernet.named_parameters()), plan, "")
     training.prepare(SIZE, (int(BAND * budget), budget))

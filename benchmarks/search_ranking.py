@@ -29,6 +29,7 @@ from compressors.common.files import write_json
 from compressors.common.text import versions
 from compressors.search import Supernet, tiny
 from compressors.search.cost import Indices, sample
+from compressors.search.data import DataDraw
 from compressors.search.operators import template
 from compressors.search.space import SearchSpace
 from compressors.search.training import SupernetTraining
@@ -108,11 +109,10 @@ def main() -> None:
         found = sample(space.tables((SIZE, SIZE)), rng, band)
         networks += [] if found in networks else [found]
 
-    def draw(n: int, random: torch.Generator) -> tuple[Tensor]:
-        return (inputs[torch.randint(0, TRAIN, (n,), generator=random)],)
-
     def distiller(steps: int, rate: float) -> Distiller:
-        return Distiller(draw, steps, seed, 16, rate, train_norms=True, clip_norm=5, progress=False)
+        return Distiller(
+            DataDraw(inputs, 0, TRAIN), steps, seed, 16, rate, train_norms=True, clip_norm=5, progress=False
+        )
 
     @torch.no_grad()
     def loss(network: Callable[[Tensor], Tensor]) -> float:

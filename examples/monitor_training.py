@@ -2,7 +2,8 @@
 
     python examples/monitor_training.py --output DIR [--data digits|mnist|emoji] [--data-root ROOT] [--quick]
 
-The metric keeps the real images between epochs, so that each epoch pays for its generated samples only. Writes
+The metric keeps the real images between epochs, so that each epoch pays for its generated samples only, which are of
+the same latents every time (`TrainingMonitor`). Writes
 ``results.json`` and ``curves.png``. Features are those of EfficientNet-Lite0, whose weights need no download.
 """
 
@@ -23,8 +24,9 @@ from tqdm import tqdm
 from train_gan import Training, TrainSettings
 
 from compressors.common.files import whole_file, write_json
-from compressors.common.generation import image_batches, to_images
+from compressors.common.generation import drawn, image_batches, to_images
 from torch_fidelity_lsh.streaming import LSHPrecisionRecall
+from torch_fidelity_lsh.training import TrainingMonitor
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -45,19 +47,18 @@ def main() -> None:
 
     metric = LSHPrecisionRecall("efficientnet-lite0", metrics=("lsh", "lsh_knn"), reset_real_features=False).to(DEVICE)
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:samples]
-    for batch in image_batches(images[chosen], BATCH):
-        metric.update(batch.to(DEVICE), real=True)
 
+    def sample(n: int, random: torch.Generator) -> torch.Tensor:
+        return to_images(training.average.module(*drawn(training.gan.draw, n, random, DEVICE)), (-1, 1))
+
+    real = image_batches(images[chosen], BATCH)
+    monitor = TrainingMonitor(metric, real, sample, samples=samples, batch_size=BATCH, prefix="")
     history = []
     for epoch in tqdm(range(1, epochs + 1), desc="Epochs", unit="epoch", file=sys.stderr):
         for _ in range(steps):
             training.advance(images)
-        generator = training.finished_generator()
-        with torch.no_grad():
-            for _ in range(-(-samples // BATCH)):
-                metric.update(to_images(generator(training.latents()), (-1, 1)), real=False)
-        metric_values = {key: float(value) for key, value in metric.compute().items()}
-        metric.reset()
+        training.finished_generator()  # measures the batch statistics of the average
+        metric_values = monitor(training.step)
         history.append({"epoch": epoch, "step": training.step, **metric_values})
         tqdm.write(f"epoch {epoch}: " + ", ".join(f"{k} {v:.2f}" for k, v in metric_values.items()), file=sys.stderr)
 
