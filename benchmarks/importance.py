@@ -1,9 +1,10 @@
 """What each way to score channels leaves of a generator, without any training: PSNR to it, FID and recall against it.
 
-    python benchmarks/importance.py --weights face-dcgan-64.safetensors --output docs/distil/importance.json
+    python benchmarks/importance.py --weights face-dcgan-64.safetensors --output output/importance
 
 Prunes the DCGAN of faces (package gan_face_generate), or without --weights the generator of digits, by every
-importance of `ChannelPruner`, in each layer alike ("local") and for "lamp" over all layers ("global").
+importance of `ChannelPruner`, in each layer alike ("local") and for "lamp" over all layers ("global"). Prints a table;
+writes results.json.
 """
 
 from __future__ import annotations
@@ -32,11 +33,15 @@ def main() -> None:
     """Prune, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="face-dcgan-64.safetensors; default: the generator of digits")
-    parser.add_argument("--output", type=Path, default=Path("output/importance.json"))
-    parser.add_argument("--ratio", type=float, default=0.3)
-    parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("output/importance"), help="folder for the results")
+    parser.add_argument("--ratio", type=float, default=0.3, help="share of the channels; default 0.3")
+    parser.add_argument("--samples", type=int, default=1000, help="images of each row; default 1000")
+    parser.add_argument("--seeds", type=int, default=3, help="default 3")
+    parser.add_argument("--quick", action="store_true", help="one seed, 200 images")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seeds, arguments.samples = 1, 200
+    arguments.output.mkdir(parents=True, exist_ok=True)
     task = faces(arguments.weights) if arguments.weights else digits()
     rows = []
     for seed in range(1, arguments.seeds + 1):
@@ -62,9 +67,8 @@ def main() -> None:
         found = [row for row in rows if (row["importance"], row["scope"]) == (importance, scope)]
         means = {title: statistics.mean(row[title] for row in found) for title in ("dB", *SCORES)}
         print(f"| {importance}, {scope} | " + " | ".join(f"{value:.3g}" for value in means.values()) + " |")
-    write_json(
-        arguments.output, {"ratio": arguments.ratio, "samples": arguments.samples, "rows": rows, "versions": versions()}
-    )
+    protocol = {"ratio": arguments.ratio, "samples": arguments.samples, "versions": versions()}
+    write_json(arguments.output / "results.json", {**protocol, "rows": rows})
 
 
 if __name__ == "__main__":

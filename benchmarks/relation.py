@@ -1,8 +1,9 @@
 """Time and memory of the row term of `RelationLoss`, beside the direct form with its n x n x d differences.
 
-    python benchmarks/relation.py --output docs/distil/relation.json
+    python benchmarks/relation.py --output output/relation
 
 Each form runs forward and backward in a process of its own; memory is its peak above the same process when idle.
+Prints them; writes results.json.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compressors.common.files import write_json
+from compressors.common.text import versions
 from compressors.distil import RelationLoss, Rows
 
 FORMS = ("direct", "ours", "ours, 64 vertices")
@@ -64,7 +67,7 @@ def _peak() -> float:
 def main() -> None:
     """Measure all forms, print a table, write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="JSON file for the numbers")
+    parser.add_argument("--output", type=Path, default=Path("output/relation"), help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="64 x 64 pixels, once")
     parser.add_argument("--form", choices=FORMS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -79,10 +82,9 @@ def main() -> None:
         rows[form] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         row = rows[form]
         print(f"{form:20} loss {row['loss']:.6f}   {row['seconds']:8.3f} s   {row['mib']:8.0f} MiB")
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        content = {"size": size, "threads": torch.get_num_threads(), "torch": torch.__version__, "forms": rows}
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    protocol = {"size": size, "repeats": repeats, "threads": torch.get_num_threads(), "versions": versions()}
+    write_json(arguments.output / "results.json", {**protocol, "forms": rows})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """How much memory a repair takes, beyond a process that has run the generator once on a batch of the same size.
 
-    python benchmarks/repair_memory.py --weights face-dcgan-64.safetensors --output docs/distil/memory.json
+    python benchmarks/repair_memory.py --weights face-dcgan-64.safetensors --output output/repair-memory
 
 Each batch size runs in a process of its own, on the DCGAN of faces (package gan_face_generate) at 4 bits, or without
---weights on the generator of digits; peaks are those of the process.
+--weights on the generator of digits; peaks are those of the process. Prints them; writes results.json.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from repair_gan import digits, faces
 
 from compressors import Distiller, Quantizer
 from compressors.common.files import write_json
+from compressors.common.text import versions
 from compressors.distil import RelationLoss
 
 
@@ -49,20 +50,22 @@ def main() -> None:
     """Measure each batch size in a process of its own, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="face-dcgan-64.safetensors; default: the generator of digits")
-    parser.add_argument("--output", type=Path, default=Path("output/memory.json"))
+    parser.add_argument("--output", type=Path, default=Path("output/repair-memory"), help="folder for the results")
+    parser.add_argument("--quick", action="store_true", help="batches of 16 alone")
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.batch:
         print(json.dumps(measure(arguments.weights, arguments.batch)))
         return
+    arguments.output.mkdir(parents=True, exist_ok=True)
     rows = {}
-    for batch in (16, 64):
+    for batch in (16,) if arguments.quick else (16, 64):
         command = [sys.executable, __file__, "--batch", str(batch)]
         command += ["--weights", str(arguments.weights)] if arguments.weights else []
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows[batch] = json.loads(done.stdout.splitlines()[-1])
         print(batch, {name: f"{value:.0f} MiB" for name, value in rows[batch].items()})
-    write_json(arguments.output, {"torch": torch.__version__, "MiB by batch size": rows})
+    write_json(arguments.output / "results.json", {"versions": versions(), "MiB by batch size": rows})
 
 
 if __name__ == "__main__":

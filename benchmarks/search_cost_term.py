@@ -1,11 +1,12 @@
 """How near the most probable network comes to a budget, by the cost term of a search: ours, and AGD's controller.
 
-    python benchmarks/search_cost_term.py --output output/search-cost-term.json
+    python benchmarks/search_cost_term.py --output output/search-cost-term
 
 Logits of operators and widths are trained by `GradientSearch` on drawn scenes of 16 x 16, once with its fixed term
 w log(E[F] / B_t)^2, once with AGD's: lambda E[F] / B, where lambda is doubled when the most probable network costs more
 than the budget B, and halved when it costs less than 0.92 B, 20 times in all. The temperature falls in both. Printed is
-the cost of the most probable network as a share of B, before `derive` fits it to the budget, by seed.
+the cost of the most probable network as a share of B, by seed, before `derive` fits it to the budget. Writes
+results.json.
 """
 
 from __future__ import annotations
@@ -67,11 +68,14 @@ def share(kind: type[GradientSearch], budget: int, seed: int, steps: int) -> flo
 def main() -> None:
     """Train with both, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("output/search-cost-term.json"))
+    parser.add_argument("--output", type=Path, default=Path("output/search-cost-term"), help="folder for the results")
     parser.add_argument("--steps", type=int, default=100, help="default 100")
     parser.add_argument("--seeds", type=int, default=3, help="default 3")
+    parser.add_argument("--quick", action="store_true", help="two seeds, 20 steps")
     arguments = parser.parse_args()
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.quick:
+        arguments.seeds, arguments.steps = 2, 20
+    arguments.output.mkdir(parents=True, exist_ok=True)
     rows = list[dict[str, Any]]()
     for part in BUDGETS:
         budget = int(part * tiny().max_macs(SIZE))
@@ -80,7 +84,7 @@ def main() -> None:
             rows.append({"budget": part, "term": name, "cost by budget": found})
             values = ", ".join(f"{value:.2f}" for value in found)
             print(f"{part} {name}: {values}; mean {mean(found):.2f}, deviation {stdev(found):.2f}", flush=True)
-    write_json(arguments.output, {"steps": arguments.steps, "versions": versions(), "rows": rows})
+    write_json(arguments.output / "results.json", {"steps": arguments.steps, "versions": versions(), "rows": rows})
 
 
 if __name__ == "__main__":

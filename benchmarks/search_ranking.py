@@ -1,12 +1,12 @@
 """How well cheap losses rank networks: shared weights of a supernet, and short trainings, against whole ones.
 
-    python benchmarks/search_ranking.py --output output/search-ranking.json
+    python benchmarks/search_ranking.py --output output/search-ranking
 
 12 networks drawn from those within 0.92 to 1 of a budget are trained on scenes (`scenes.py`) for 400 steps. Printed is
 Spearman's rank correlation of their losses, on scenes that nothing was trained on, with those after 40 and 150 steps,
 and with those by a supernet of 700 steps: at two rates, with norm parameters of their own for each width (switchable
 norms, Yu et al. 2019, arXiv 1812.08928), and trained without its widest network. Norms of a supernet measure their
-statistics on the batch at hand, for each network anew.
+statistics on the batch at hand, for each network anew. results.json holds the losses too.
 """
 
 from __future__ import annotations
@@ -91,25 +91,28 @@ SUPERNETS: dict[str, tuple[type[Supernet], type[SupernetTraining], float]] = {
 def main() -> None:
     """Train all, print and write the correlations."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("output/search-ranking.json"))
+    parser.add_argument("--output", type=Path, default=Path("output/search-ranking"), help="folder for the results")
     parser.add_argument("--budget", type=int, default=600_000, help="default 600000")
     parser.add_argument("--seed", type=int, default=1, help="of networks and their training; default 1")
+    parser.add_argument("--quick", action="store_true", help="4 networks, a twentieth of the steps")
     arguments = parser.parse_args()
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    count, shorter = (4, 20) if arguments.quick else (NETWORKS, 1)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     seed, budget, space = arguments.seed, arguments.budget, tiny()
     band = (int(BAND * budget), budget)
     torch.manual_seed(0)
-    teacher = trained_teacher(space.build(space.uniform(1.0, "residual")), 700).requires_grad_(False)
+    teacher = trained_teacher(space.build(space.uniform(1.0, "residual")), 700 // shorter).requires_grad_(False)
     inputs = scenes(1024, 0)[0]
     images = inputs[TRAIN:]
     with torch.no_grad():
         target = teacher(images)
     rng, networks = random.Random(seed), list[Indices]()
-    while len(networks) < NETWORKS:
+    while len(networks) < count:
         found = sample(space.tables((SIZE, SIZE)), rng, band)
         networks += [] if found in networks else [found]
 
     def distiller(steps: int, rate: float) -> Distiller:
+        steps //= shorter
         return Distiller(
             DataDraw(inputs, 0, TRAIN), steps, seed, 16, rate, train_norms=True, clip_norm=5, progress=False
         )
@@ -145,9 +148,8 @@ def main() -> None:
         row = {"way": name, "rank correlation": float(spearmanr(values, whole).statistic), "losses": values}
         rows.append({**row, "CPU s": time.process_time() - start})
         print(f"{name}: {rows[-1]['rank correlation']:.2f}, {rows[-1]['CPU s']:.0f} s", flush=True)
-        write_json(
-            arguments.output, {"seed": seed, "budget": budget, "whole": whole, "versions": versions(), "rows": rows}
-        )
+        protocol = {"seed": seed, "budget": budget, "quick": arguments.quick, "versions": versions()}
+        write_json(arguments.output / "results.json", {**protocol, "whole": whole, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ A student is saved before anything is measured, and what is measured is read fro
 from __future__ import annotations
 
 import argparse
-import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from device import DEVICE
-from kept import claim
+from kept import Table, averaged
 from models import patchgan, resnet_generator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -36,8 +35,6 @@ from torch.utils.data import Dataset
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from compressors.common.files import write_json
-from compressors.common.text import versions
 from compressors.distil import Columns, CRDDistiller, Patches, RelationLoss, Rows, Weights
 from compressors.distil.costs import Costs, cost_table
 from torch_fidelity_lsh import calculate_metrics
@@ -242,11 +239,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     columns = ("MSE", "FID", *METRICS)
     lines = ["| arm | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for arm in dict.fromkeys(row["row"] for row in rows):
-        cells = []
-        for column in columns:
-            values = [row[column] for row in rows if row["row"] == arm]
-            spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.3g}{spread}")
+        found = [row for row in rows if row["row"] == arm]
+        cells = [averaged([row[column] for row in found], ".3g", ".2g") for column in columns]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -293,14 +287,16 @@ def main() -> None:
 
     maps = (4096, 100 if arguments.quick else 1024)
     train, test, settings = task(arguments.data, maps, 3000, arguments.steps, arguments.teacher_steps)
-    claim(arguments.output, {**asdict(settings), "emoji": arguments.data is not None})
+    table = Table(arguments.output, {**asdict(settings), "emoji": arguments.data is not None, "maps": list(maps)})
     teacher = train_teacher(settings, train, 0, arguments.output / "teacher.safetensors")
     example = (test.inputs[:1].to(DEVICE),)
     costs = Costs.of(teacher, example), Costs.of(settings.student(0).to(DEVICE), example)
     print(cost_table(*costs))
+    table.content["costs"] = [vars(cost) for cost in costs]
 
     pictures = {"input": test.inputs, "true": test.targets, "teacher": generate(teacher, test.inputs)}
-    rows: list[dict[str, Any]] = [{"row": "teacher", "seed": 0, **measure(pictures["teacher"], test)}]
+    if not table.has("teacher", 0):
+        table.add("teacher", 0, **measure(pictures["teacher"], test))
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         for arm in ARMS:
             path = arguments.output / f"{arm.replace(' ', '')}-{seed}.safetensors"
@@ -309,13 +305,11 @@ def main() -> None:
             student = settings.student(seed).to(DEVICE).eval()
             student.load_state_dict(load_file(path))
             pictures[arm] = generate(student, test.inputs)
-            rows.append({"row": arm, "seed": seed, **measure(pictures[arm], test)})
-            print({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
+            if not table.has(arm, seed):
+                table.add(arm, seed, **measure(pictures[arm], test))
     shown = torch.stack([images[:12] for images in pictures.values()]).flatten(0, 1)
     save_image((shown + 1) / 2, arguments.output / "samples.png", nrow=12)
-    content = {"settings": vars(settings), "costs": [vars(cost) for cost in costs], "rows": rows}
-    write_json(arguments.output / "results.json", {**content, "versions": versions()})
-    print(summary(rows))
+    print(summary(table.rows))
     print(f"\npicture, from above {', '.join(pictures)}: {arguments.output / 'samples.png'}")
 
 

@@ -1,10 +1,11 @@
-"""Folders of results that a second run goes on with: what they hold is of one setting, or refused."""
+"""Folders of results that a second run goes on with, of one setting or refused, and how their tables are written."""
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     if path.is_file() and json.loads(path.read_text()) != settings:
         sys.exit(f"{folder} holds models of other settings: choose another --output, or delete it")
     write_json(path, settings)
+
+
+def averaged(values: Sequence[float], form: str = ".2f", form_of_deviation: str | None = None) -> str:
+    """Return the mean and, behind ±, the standard deviation of some values; nothing of none."""
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):{form_of_deviation or form}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{spread}"
 
 
 class Table:

@@ -15,7 +15,6 @@ measures the same models by their pixels.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -26,7 +25,7 @@ import torch
 from compression_study import SHIPPED
 from device import DEVICE
 from gans import load_generator
-from kept import claim
+from kept import averaged, claim
 from models import face_dcgan, load_dcgan
 from torch import Tensor, nn
 from torch.nn import functional
@@ -170,10 +169,7 @@ def summary(tables: Mapping[int, Table]) -> str:
     for rows in zip(*(table.rows for table in tables.values()), strict=True):
         cells = [rows[0].compressor, "" if rows[0].bytes is None else f"{rows[0].bytes / 1000:,.0f}"]
         for title, key in SCORES.items():
-            values = [row.scores["teacher"][key] for row in rows]
-            form = ".0f" if title == "FID" else ".2f"
-            spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):{form}}{spread}")
+            cells.append(averaged([row.scores["teacher"][key] for row in rows], ".0f" if title == "FID" else ".2f"))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -9,6 +9,8 @@ realesrgan-x4plus). The folder of data holds train_lr/*.png to train on; set5 an
 PSNR to the teacher is over RGB, the mean over crops of images that training has not seen. Y-PSNR is to the true images,
 on luma, without a border of 4 pixels: networks trained with a discriminator invent texture, which it punishes, so that
 a blurred repair can beat its teacher. Judge repairs by the former.
+
+Rows that were finished are kept: the same command again goes on, with more `--rows` and `--seeds` too.
 """
 
 from __future__ import annotations
@@ -24,15 +26,14 @@ from typing import Any
 
 import torch
 from device import DEVICE
+from kept import Table, averaged
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.io import ImageReadMode, read_image
 
 from compressors import ChannelPruner, CompressedModel, Compressor, Distiller, Quantizer
-from compressors.common.files import write_json
 from compressors.common.generation import drawn
-from compressors.common.text import versions
 
 SCALE = 4
 HELD_OUT = 20
@@ -139,11 +140,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     lines = ["| row | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for label in dict.fromkeys(row["row"] for row in rows):
         found = [row for row in rows if row["row"] == label]
-        cells = []
-        for column in columns:
-            values = [row[column] for row in found if column in row]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
+        cells = [averaged([row[column] for row in found if column in row]) for column in columns]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -171,15 +168,11 @@ def main() -> None:
     draw = Crops(images[:-HELD_OUT], 24)
     (held_out,) = drawn(Crops(images[-HELD_OUT:], 40), 16, torch.Generator().manual_seed(0), DEVICE)
     bench = Bench(load_network(arguments.weights), held_out, [arguments.data / name for name in arguments.sets])
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-
-    def add(label: str, seed: int, **values: float) -> None:
-        rows.append({"row": label, "seed": seed, **values})
-        print({key: round(value, 2) if isinstance(value, float) else value for key, value in rows[-1].items()})
-
-    add("bicubic", 0, **bench.measure(Bicubic()))
-    add("teacher", 0, **bench.measure(bench.teacher))
+    protocol = {"weights": arguments.weights.name, "steps": arguments.steps, "batch": arguments.batch}
+    table = Table(arguments.output, {**protocol, "sets": arguments.sets})
+    for label, network in {"bicubic": Bicubic(), "teacher": bench.teacher}.items():
+        if not table.has(label, 0):
+            table.add(label, 0, **bench.measure(network))
     ways: dict[str, Compressor] = {
         "channels -10%": ChannelPruner(0.1, draw=draw),
         "channels -30%": ChannelPruner(0.3, draw=draw),
@@ -187,19 +180,20 @@ def main() -> None:
     }
     chosen = [label for label in ways if any(fnmatchcase(label, pattern) for pattern in arguments.rows)]
     for label, seed in product(chosen, range(arguments.seed, arguments.seed + arguments.seeds)):
+        if table.has(f"{label}, repaired", seed):
+            continue
+        table.rows[:] = [row for row in table.rows if (row["row"], row["seed"]) != (label, seed)]
         inputs = drawn(draw, 2, torch.Generator().manual_seed(seed), DEVICE)
         path = arguments.output / f"{label.replace(' ', '_')}-{seed}.safetensors"
         broken = ways[label].compress(bench.teacher, inputs)
-        add(label, seed, **bench.measure(broken.model), **save(broken, path))
+        table.add(label, seed, **bench.measure(broken.model), **save(broken, path))
         start = time.process_time()
         repair = Distiller(draw, arguments.steps, seed=seed, batch_size=arguments.batch, held_out=16)
         repaired = repair.compress(broken, inputs, teacher=bench.teacher)
         seconds = time.process_time() - start
         sizes = save(repaired, path.with_stem(f"{path.stem}-repaired"))
-        add(f"{label}, repaired", seed, **bench.measure(repaired.model), **sizes, **{"CPU s": seconds})
-    protocol = {"weights": arguments.weights.name, "steps": arguments.steps, "batch": arguments.batch}
-    write_json(arguments.output / "results.json", {**protocol, "versions": versions(), "rows": rows})
-    print(summary(rows))
+        table.add(f"{label}, repaired", seed, **bench.measure(repaired.model), **sizes, **{"CPU s": seconds})
+    print(summary(table.rows))
 
 
 if __name__ == "__main__":
