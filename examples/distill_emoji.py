@@ -41,6 +41,7 @@ from torch_fidelity_lsh import calculate_metrics
 
 ARMS = ("plain", "output MSE", "MSE + CRD", "MSE + CRD + D")
 METRICS = ("lsh_precision", "lsh_recall", "lsh_knn_precision", "lsh_knn_recall")
+COLUMNS = ("MSE", "FID", *METRICS, "to teacher MSE", *(f"to teacher {metric}" for metric in METRICS))
 
 
 @dataclass(frozen=True)
@@ -215,11 +216,21 @@ def generate(model: nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat([model(batch.to(DEVICE)).cpu() for batch in inputs.split(64)])
 
 
-def measure(images: Tensor, test: Pairs) -> dict[str, float]:
-    """Return held-out error, FID and the metrics with the half-widths of their intervals."""
+def measure(images: Tensor, test: Pairs, teacher: Tensor) -> dict[str, float]:
+    """Return held-out error, FID and the metrics with the half-widths of their intervals, against the true images.
+
+    Those whose names begin with "to teacher" are against its images, which the students are trained to make.
+    """
+    row = {"MSE": float((images - test.targets).square().mean()), **scores(images, test.targets)}
+    row["to teacher MSE"] = float((images - teacher).square().mean())
+    return row | {f"to teacher {name}": value for name, value in scores(images, teacher).items()}
+
+
+def scores(images: Tensor, reference: Tensor) -> dict[str, float]:
+    """Return FID and the metrics with the half-widths of their intervals."""
     found = calculate_metrics(
         input1=Images(images),
-        input2=Images(test.targets),
+        input2=Images(reference),
         feature_extractor="efficientnet-lite0",
         cuda=DEVICE.type == "cuda",
         fid=True,
@@ -227,7 +238,7 @@ def measure(images: Tensor, test: Pairs) -> dict[str, float]:
         lsh_knn=True,
         verbose=False,
     )
-    row = {"MSE": float((images - test.targets).square().mean()), "FID": found["frechet_inception_distance"]}
+    row = {"FID": found["frechet_inception_distance"]}
     for metric in METRICS:
         row[metric] = found[metric]
         row[f"{metric} ±"] = (found[f"{metric}_ci_high"] - found[f"{metric}_ci_low"]) / 2
@@ -236,11 +247,10 @@ def measure(images: Tensor, test: Pairs) -> dict[str, float]:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Return a table of arms: the mean over seeds and, behind ±, the standard deviation."""
-    columns = ("MSE", "FID", *METRICS)
-    lines = ["| arm | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = ["| arm | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for arm in dict.fromkeys(row["row"] for row in rows):
         found = [row for row in rows if row["row"] == arm]
-        cells = [averaged([row[column] for row in found], ".3g", ".2g") for column in columns]
+        cells = [averaged([row[column] for row in found], ".3g", ".2g") for column in COLUMNS]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -296,7 +306,7 @@ def main() -> None:
 
     pictures = {"input": test.inputs, "true": test.targets, "teacher": generate(teacher, test.inputs)}
     if not table.has("teacher", 0):
-        table.add("teacher", 0, **measure(pictures["teacher"], test))
+        table.add("teacher", 0, **measure(pictures["teacher"], test, pictures["teacher"]))
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         for arm in ARMS:
             path = arguments.output / f"{arm.replace(' ', '')}-{seed}.safetensors"
@@ -306,7 +316,7 @@ def main() -> None:
             student.load_state_dict(load_file(path))
             pictures[arm] = generate(student, test.inputs)
             if not table.has(arm, seed):
-                table.add(arm, seed, **measure(pictures[arm], test))
+                table.add(arm, seed, **measure(pictures[arm], test, pictures["teacher"]))
     shown = torch.stack([images[:12] for images in pictures.values()]).flatten(0, 1)
     save_image((shown + 1) / 2, arguments.output / "samples.png", nrow=12)
     print(summary(table.rows))

@@ -7,8 +7,9 @@ The tasks and the teacher are those of distill_emoji.py: drawn label maps into t
 Twitter's. For each seed: the searched network (AGD's space for CycleGAN, as wide as the teacher); the same in 8 bits;
 and the teacher's own mobile form, the narrowest that costs no fewer multiply-accumulates, trained on the same inputs by
 the same optimizer for as many steps, by the teacher's outputs, and with the relations of their slices (CRD) as well.
-Held-out error, FID, precision and recall with intervals for each; and what `torch_fidelity_lsh.compare` says of the
-searched network against each other student, on the same inputs.
+Held-out error, FID, precision and recall with intervals for each, against the true images and against the teacher's;
+and what `torch_fidelity_lsh.compare` says of the searched network against each other student, on the same inputs, with
+the teacher's images as real ones.
 
 Teacher, rows and seeds that were finished are kept: the same command again goes on, with more `--seeds` too.
 """
@@ -69,13 +70,17 @@ def main() -> None:
     example = (test.inputs[:1].to(DEVICE),)
     extractor = Extractor("efficientnet-lite0", None, DEVICE)
     pictures = {"input": test.inputs, "true": test.targets, "teacher": generate(teacher, test.inputs)}
-    real = extractor(Images(test.targets).images.split(64))
+    imitated = extractor(Images(pictures["teacher"]).images.split(64))
 
     def add(label: str, seed: int, model: nn.Module, stored: CompressedModel | None = None) -> None:
         costs = Costs.of(model, example)
         pictures[label] = generate(model, test.inputs)
-        row = {**measure(pictures[label], test), "to teacher": _mse(pictures[label], pictures["teacher"])}
-        row |= {"macs": costs.macs, "flops": 2 * costs.macs, "parameters": costs.parameters, "seconds": costs.seconds}
+        row = measure(pictures[label], test, pictures["teacher"]) | {
+            "macs": costs.macs,
+            "flops": 2 * costs.macs,
+            "parameters": costs.parameters,
+            "seconds": costs.seconds,
+        }
         table.add(label, seed, **row, bytes=4 * costs.parameters if stored is None else stored.report.after.bytes)
         if stored is not None:
             stored.save(output / f"{label.replace(' ', '_').replace(',', '')}-{seed}.safetensors")
@@ -123,9 +128,9 @@ def main() -> None:
         students(seed)
         labels = [row["row"] for row in table.rows if row["seed"] == seed]
         ours, *others = (extractor(Images(pictures[label]).images.split(64)) for label in labels)
-        found = [compare(ours, features, real, paired=True) for features in others]
+        found = [compare(ours, features, imitated, paired=True) for features in others]
         verdicts += [
-            {"seed": seed, "against": label, "comparison": str(difference)}
+            {"seed": seed, "against": label, **difference.to_dict()}
             for label, difference in zip(labels[1:], found, strict=True)
         ]
         table.write()
@@ -133,12 +138,10 @@ def main() -> None:
         save_image((shown + 1) / 2, output / f"samples-{seed}.png", nrow=12)
         print(f"samples-{seed}.png, from above: {', '.join(pictures)}")
     for verdict in verdicts:
-        print(f"\nA: searched, B: {verdict['against']}, seed {verdict['seed']}\n{verdict['comparison']}")
+        print(
+            f"\nA: searched, B: {verdict['against']}, seed {verdict['seed']}\n{verdict['metric']}: {verdict['verdict']}"
+        )
     print(summary(table.rows))
-
-
-def _mse(first: Tensor, second: Tensor) -> float:
-    return float((first - second).square().mean())
 
 
 if __name__ == "__main__":
