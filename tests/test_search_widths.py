@@ -50,6 +50,7 @@ def test_a_share_of_the_cost_is_met_and_filled(build: Any, draw: Any, tmp_path: 
     found = search_widths(model, 0.3, draw, **FEW)
     step = found.recipe.steps[-1]
     # A channel of the DCGAN, which has two groups, is up to 9 % of the budget.
+    assert not step["interrupted"]
     assert 0.9 * budget <= step["macs"] == found.report.after.macs <= budget
     assert [step["compressor"] for step in found.recipe.steps] == ["WidthSearch"]
     assert "distill 4: loss" in found.report.notes[-1]
@@ -99,6 +100,7 @@ def test_ctrl_c_in_evolution_keeps_the_best_so_far() -> None:
     assert step["macs"] <= step["budget"]
     assert not step["candidates"]
     assert step["training"]["step"] == FEW["steps"]
+    assert step["interrupted"] == "interrupted in evolution"
 
 
 def test_it_is_a_stage_before_quantization() -> None:

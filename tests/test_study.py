@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 from torch_fidelity import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from compressors import ChannelPruner, CompressionError, ContractBroken, Pipeline, Quantizer
+from compressors import ChannelPruner, CompressionError, ContractBroken, Distiller, Pipeline, Quantizer
 from compressors.sparse import MaskSet, hand_over, prune_by_magnitude
 from compressors.study import StudySettings, extract_features, measure_generator, run_study
 from compressors.study.table import PRECISION_RECALL, Row, Table
@@ -331,6 +331,34 @@ def test_ctrl_c_keeps_the_rows(study, tiny, tmp_path):
     images = tiny.images
     study([Quantizer(8), Quantizer(3)])
     assert tiny.images == images + 40
+
+
+class Interrupting:
+    """Draws latents; Ctrl-C comes in the given call."""
+
+    def __init__(self, call):
+        self.left = call
+
+    def __call__(self, count, random):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        return draw(count, random)
+
+
+def test_ctrl_c_in_a_training_leaves_no_row_of_the_half_trained_model(study, tmp_path):
+    training = Distiller(Interrupting(20), 40, batch_size=4, held_out=8, progress=False)
+    with pytest.warns(UserWarning, match="interrupted"), pytest.raises(KeyboardInterrupt, match="interrupted at step"):
+        study([Pipeline(Quantizer(8), training)])
+    kept = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["compressor"] for row in kept.values()] == ["float"]
+
+
+def test_a_model_whose_training_was_interrupted_before_is_a_row(study, generator):
+    training = Distiller(Interrupting(20), 40, batch_size=4, held_out=8, progress=False)
+    with pytest.warns(UserWarning, match="interrupted"):
+        half = training.compress(generator, draw(4, torch.Generator()), teacher=generator)
+    assert study([half]).rows[1].status == "measured"
 
 
 @pytest.mark.parametrize("late", [False, True])

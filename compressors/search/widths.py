@@ -35,7 +35,8 @@ class WidthSearch(Stage):
     torch-pruning finds the groups of layers that share their channels. How many of each group stay is found by
     evolution, on the loss of the pruned generator without training; the best are distilled for a short time, and the
     best of those for `steps`. Ctrl-C ends evolution or the short trainings, and once more the last one, with the best
-    so far. The result keeps its class: its file needs that to load, as after `ChannelPruner`.
+    so far; "interrupted" in the last of `recipe.steps` says so. The result keeps its class: its file needs that to
+    load, as after `ChannelPruner`.
 
     Args:
         budget: the most that the result may cost for one sample: multiply-accumulates as an integer, or a share of the
@@ -115,7 +116,7 @@ class WidthSearch(Stage):
             outputs = run(self._pruner(groups.ratios(counts)).compress(full, one).model, held_out)
             return sum(float(weighted(losses, *pair)) for pair in zip(outputs, targets, strict=True))
 
-        rng, scores = random.Random(self.seed), dict[Counts, float]()
+        rng, scores, interrupted = random.Random(self.seed), dict[Counts, float](), ""
         try:
             evolve(
                 lambda: groups.fitted([rng.uniform(FEWEST, 1) for _ in groups.units], budget),
@@ -131,9 +132,9 @@ class WidthSearch(Stage):
         except KeyboardInterrupt:
             if not scores:
                 raise
-            candidates = ranked(scores)[:1]
-            warnings.warn(f"{self.name}: interrupted in evolution; the best so far is trained", stacklevel=4)
-        best, rows = self._best(candidates, groups, full, one)
+            candidates, interrupted = ranked(scores)[:1], "interrupted in evolution"
+            warnings.warn(f"{self.name}: {interrupted}; the best so far is trained", stacklevel=4)
+        best, rows, ended = self._best(candidates, groups, full, one)
         pruned = self._pruner(groups.ratios(best))._apply(work)
         found = count_macs(pruned.model, one)[""]
         if found > budget:
@@ -141,22 +142,24 @@ class WidthSearch(Stage):
         teacher = full if work.teacher is None else work.teacher
         trained = self._distiller(self.steps, "student.safetensors")._apply(replace(pruned, teacher=teacher))
         outcome = {"budget": budget, "macs": found, "groups": groups.names, "candidates": rows}
+        outcome["interrupted"] = interrupted or ended or trained.outcome["training"]["note"]
         return replace(trained, outcome={**trained.outcome, **outcome}, teacher=work.teacher)
 
     def _best(
         self, candidates: list[Counts], groups: ChannelGroups, full: nn.Module, one: Inputs
-    ) -> tuple[Counts, list[dict[str, Any]]]:
-        """Return the candidate that is best after a short training, and all with their losses."""
-        rows = list[dict[str, Any]]()
+    ) -> tuple[Counts, list[dict[str, Any]], str]:
+        """Return the candidate that is best after a short training, all with their losses, and what ended it early."""
+        rows, ended = list[dict[str, Any]](), ""
         for number, counts in enumerate(candidates if len(candidates) > 1 else ()):
             distiller = self._distiller(self.trial_steps or max(1, self.steps // 4), f"trial-{number}.safetensors")
             pruned = self._pruner(groups.ratios(counts)).compress(full, one)
             course = distiller.compress(pruned, one, teacher=full).recipe.steps[-1]["training"]
             rows.append({"channels": list(counts), "macs": groups.macs(counts), "loss": course["best_loss"]})
             if course["note"].startswith("interrupted"):
+                ended = f"interrupted in trial {number + 1}"
                 break
         best = min(range(len(rows)), key=lambda row: float(rows[row]["loss"]), default=0)
-        return candidates[best], rows
+        return candidates[best], rows, ended
 
     def _pruner(self, ratios: Mapping[str, float]) -> ChannelPruner:
         return ChannelPruner(

@@ -63,7 +63,8 @@ def run_study(
     Rows and features whose checksum is wrong are measured again, with a warning; so is, in every run, what a compressor
     does that holds an object which cannot be identified, with a note in its row. Studies may share a folder, at the
     same time too; the table is that of the last one. A row that fails is noted with its reason while the study goes on;
-    the next run tries it again, unless the reason was a `CompressionError`.
+    the next run tries it again, unless the reason was a `CompressionError`. Ctrl-C ends the study, also where it comes
+    in the training of a compressor, which alone would go on with the best state so far.
 
     Args:
         generator: any module that returns images B x 1 or 3 x H x W; it is not changed, and runs on its own device.
@@ -317,6 +318,9 @@ class _Study:
                 raise CompressionError(
                     f"{label}: compress returned {type(result).__name__}; a CompressedModel is needed"
                 )
+            why = _interruption(result.recipe)
+            if why:  # Trainings keep their best state then, which is not what the row would promise.
+                raise KeyboardInterrupt(f"{label}: {why}")
             return result
         model = baked_copy(module_of(label, way)).to(self.device)
         outputs = run(model, examples)
@@ -393,6 +397,17 @@ def _sizes(result: CompressedModel) -> dict[str, Any]:
         "bytes": report.after.bytes,
         "sqnr_db": report.sqnr_db,
     }
+
+
+def _interruption(recipe: Recipe) -> str:
+    """Return where Ctrl-C ended a step early; "" where none did."""
+    for step in recipe.steps:
+        training = step.get("training")
+        note = training.get("note") if isinstance(training, Mapping) else ""
+        why = str(step.get("interrupted") or note)
+        if "interrupted" in why:
+            return why
+    return ""
 
 
 def _shapes(outputs: Iterable[Tensor]) -> str:
