@@ -102,6 +102,17 @@ def test_quantized_training_starts_from_the_weights_before_rounding_and_goes_on_
     torch.testing.assert_close(second.float_weights[name], QUANTIZED.float_weights[name], atol=1e-5, rtol=0)
 
 
+def test_a_training_of_ones_own_of_the_quantized_model_is_gone_on_from() -> None:
+    name, stored = "layers.3", Quantizer(3).compress(teacher(), Z)
+    own = stored.model.get_submodule(name).get_parameter("weight")
+    moved = torch.rand(own.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    with torch.no_grad():
+        own[moved] += 0.3
+    result = distiller(1, rate=1e-9).compress(stored, Z, teacher=teacher())
+    started = torch.where(moved, own, stored.float_weights[name])
+    torch.testing.assert_close(result.float_weights[name], started.detach(), atol=1e-5, rtol=0)
+
+
 def test_a_repaired_quantized_model_exports_to_the_same_outputs(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     result = distiller(10, rate=1e-3).compress(QUANTIZED, Z, teacher=teacher())
@@ -300,6 +311,37 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     resumable(tmp_path / "run.safetensors")
     with pytest.raises(CompressionError, match=r"checkpoint: .*run\.safetensors belongs to another training"):
         resumable(tmp_path / "run.safetensors", seed=1)
+
+
+def shifted(n: int, random: torch.Generator) -> tuple[Tensor, ...]:
+    return (draw(n, random)[0] + 1,)
+
+
+def pixels(weight: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda student, teacher: weight * (student - teacher).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [({"loss": pixels(1)}, {"loss": pixels(2)}), ({"drawn": lambda *a: draw(*a)}, {"drawn": lambda *a: shifted(*a)})],
+    ids=["loss", "draw"],
+)
+def test_a_checkpoint_is_refused_where_functions_of_one_name_compute_something_else(
+    tmp_path: Path, before: dict[str, Any], now: dict[str, Any]
+) -> None:
+    path = tmp_path / "run.safetensors"
+    first = resumable(path, **before)
+    assert same(resumable(path, **before).model, first.model)
+    with pytest.raises(CompressionError, match=r"checkpoint: .* training with another draw, loss or terms"):
+        resumable(path, **now)
+
+
+def test_a_loss_that_draws_random_numbers_resumes(tmp_path: Path) -> None:
+    def noisy(student: Tensor, teacher: Tensor) -> Tensor:
+        return ((student - teacher) * torch.rand(())).abs().mean()
+
+    path = tmp_path / "run.safetensors"
+    assert same(resumable(path, loss=noisy).model, resumable(path, loss=noisy).model)
 
 
 def test_ctrl_c_keeps_the_best_state_and_says_so() -> None:

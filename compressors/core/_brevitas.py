@@ -225,6 +225,17 @@ def round_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     return before
 
 
+def unround_weights(model: nn.Module, before: Mapping[str, Tensor]) -> None:
+    """Undo `round_weights`, given what it returned, but for weights that have changed since then: they stay."""
+    for name, weights in before.items():
+        layer = model.get_submodule(name)
+        parameter = layer.get_parameter("weight")
+        now = parameter.detach().clone()
+        parameter.data.copy_(weights)
+        set_weight(layer)
+        parameter.data = torch.where(parameter == now, weights.to(now), now)
+
+
 def check_rounded(model: nn.Module, names: Iterable[str], inputs: Inputs) -> None:
     """Raise `ContractBroken` where a forward pass leaves other weights in a brevitas layer than those stored of it."""
     layers = {name: model.get_submodule(name) for name in names}

@@ -39,8 +39,9 @@ class Distiller(Stage):
         Pipeline(ChannelPruner(0.5), Distiller(draw, steps=1000), Quantizer(4), Distiller(draw, steps=300))
 
     After a `Quantizer` it is quantization-aware training: gradients pass straight through the rounding (brevitas), the
-    scales stay, training starts from the weights before rounding, and the stored codes are those of the result. A
-    parameter of which more than a quarter is exactly zero keeps its zeros: a sparse network stays as sparse.
+    scales stay, training starts from the weights before rounding (or from those that a training of your own made of
+    the rounded ones), and the stored codes are those of the result. A parameter of which more than a quarter is exactly
+    zero keeps its zeros: a sparse network stays as sparse.
 
     Adam; the rate rises over 5 % of the steps and falls as a cosine; gradients are clipped. Held-out inputs are looked
     at 20 times or more, and the state that is best on them is kept, the one before training included. Dropout is off.
@@ -63,7 +64,7 @@ class Distiller(Stage):
         clip_norm: largest norm of the gradients; default 1.
         held_out: samples the states are compared on, default 64.
         checkpoint: a .safetensors file that is written at every look and resumed from: a killed run then ends with the
-            same weights as one that was not. None (default) writes nothing.
+            same weights as one that was not. That of another training is refused. None (default) writes nothing.
         progress: show a bar with the loss on stderr; default True.
 
     Source: distillation by outputs, Hinton et al. 2015, arXiv 1503.02531; straight-through estimators, Bengio et al.
@@ -130,8 +131,10 @@ class Distiller(Stage):
             )
         teacher = work.teacher.model if isinstance(work.teacher, CompressedModel) else work.teacher
         guide = baked_copy(teacher).requires_grad_(False)
-        for name, weight in work.float_weights.items():
-            work.model.get_submodule(name).get_parameter("weight").data.copy_(weight)  # the codes are the same
+        if work.float_weights:
+            from compressors.core._brevitas import unround_weights
+
+            unround_weights(work.model, work.float_weights)
         plan = self.plan(bool(work.recipe.quantized))
         parameters = _trainable(work.model, work.recipe.quantized)
         training = Training(work.model, guide, parameters, plan, self._identity(work.model, guide))

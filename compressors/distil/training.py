@@ -31,6 +31,8 @@ _SPARSE = 0.25
 _RATE_PER_ERROR = 1 / 200
 _LOWEST_RATE, _HIGHEST_RATE, _HIGHEST_QUANTIZED = 1e-4, 1e-3, 3e-4
 _KIND = "distillation checkpoint"
+# Losses before training that differ by less, in parts of them, may be those of one training, on a GPU say.
+_SAME_LOSS = 1e-3
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Losses = Sequence[tuple[float, Loss]]
@@ -119,6 +121,7 @@ class Training:
             self.average = moving_average(student, plan.average)
         move_losses(plan.losses, self.device)
         self.course = Course()
+        self.first_loss = math.nan
         self.held_out = self._batch(HELD_OUT, plan.held_out)
         self.best = self._snapshot()
 
@@ -186,16 +189,8 @@ class Training:
 
     def _look(self, mean_loss: float) -> None:
         """Measure the loss on the held-out inputs, keep the state if it is the best, write the checkpoint."""
-        course, (inputs, targets) = self.course, self.held_out
-        model = self.student if self.average is None else self.average.module
-        modes = [(module, module.training) for module in model.modules()]
-        try:
-            model.eval()
-            with torch.no_grad():
-                value = float(self._loss(model, inputs, targets, HELD_OUT))
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        course = self.course
+        value = self._held_out_loss(self.student if self.average is None else self.average.module)
         if not math.isfinite(value):
             raise Diverged(f"the loss on held-out inputs is {value} at step {course.step}")
         if not course.step:
@@ -205,6 +200,17 @@ class Training:
             course.best_loss, course.best_step = value, course.step
             self.best = self._snapshot()
         self._save()
+
+    def _held_out_loss(self, model: nn.Module) -> float:
+        """Return the loss of `model` in eval mode on the held-out inputs."""
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            model.eval()
+            with torch.no_grad():
+                return float(self._loss(model, *self.held_out, HELD_OUT))
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     def _loss(self, model: nn.Module, inputs: tuple[Any, ...], targets: Sequence[Tensor], step: int) -> Tensor:
         with self._noise(step), self._autocast():
@@ -292,17 +298,30 @@ class Training:
             for group, state in groups.items()
             for key, value in state.items()
         }
-        write_file(self.plan.checkpoint, _KIND, tensors, {"identity": self.identity, "course": vars(self.course)})
+        content = {"identity": self.identity, "first_loss": self.first_loss, "course": vars(self.course)}
+        write_file(self.plan.checkpoint, _KIND, tensors, content)
 
     def _resume(self) -> None:
         path = self.plan.checkpoint
-        if path is None or not path.exists():
+        if path is None:
+            return
+        # Names of functions tell two lambdas from each other as little as two closures. What they do here does; where a
+        # loss draws random numbers, the same ones each time.
+        with self._noise(HELD_OUT):
+            self.first_loss = self._held_out_loss(self.student)
+        if not path.exists():
             return
         tensors, content = read_file(path, _KIND)
         if content.get("identity") != self.identity:
             raise CompressionError(
                 f"checkpoint: {path} belongs to another training (other models, settings or software): "
                 "name another file, or delete this one"
+            )
+        first = content.get("first_loss", self.first_loss)  # which older files do not have
+        if not math.isclose(self.first_loss, first, rel_tol=_SAME_LOSS, abs_tol=1e-9):
+            raise CompressionError(
+                f"checkpoint: {path} belongs to a training with another draw, loss or terms (the loss before training "
+                f"was {first:.6g}, and is {self.first_loss:.6g} now): name another file, or delete this one"
             )
         groups: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
