@@ -72,6 +72,25 @@ def test_layers_that_share_weights_or_run_twice_are_left_alone() -> None:
     assert equalize(twice, (torch.randn(3, 5),), ("0", "2")) == []
 
 
+class Clamped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(-2, 2)
+
+
+@pytest.mark.parametrize("bounded", [nn.ReLU6(), nn.Hardtanh(-2, 2), Clamped()])
+def test_layers_around_a_bounded_activation_stay_though_the_examples_do_not_reach_the_bound(bounded: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), bounded, nn.Linear(16, 3)).eval()
+    model[2].weight.data *= torch.logspace(-1, 1, 16)
+    model[0].weight.data /= torch.logspace(-1, 1, 16)[:, None]
+    examples, others = 0.01 * torch.randn(8, 4), 20 * torch.randn(64, 4)
+    model[0].bias.data.abs_().div_(torch.logspace(-1, 1, 16)).clamp_(0.01, 1.5)
+    with torch.no_grad():
+        before = model(others)
+        assert equalize(model, (examples,), ("2",)) == []
+        assert torch.equal(model(others), before)
+
+
 @pytest.mark.parametrize("bits", [3, 4])
 def test_equalized_weights_lose_less(bits: int) -> None:
     model, inputs = example()

@@ -19,6 +19,8 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _TOLERANCE = 1e-4
+# What lies between two layers is tried on larger values too: where a ReLU6 or a clamp ends may be beyond the examples.
+_FACTORS = (10.0, 100.0)
 
 
 def equalize(model: nn.Module, inputs: Inputs, readers: Container[str], norms_only: bool = False) -> list[str]:
@@ -27,7 +29,8 @@ def equalize(model: nn.Module, inputs: Inputs, readers: Container[str], norms_on
     What makes a channel, a batch norm or a layer, is multiplied by its range, and the weights that read it are divided
     by it. That changes no output where a ReLU lies between, a LeakyReLU, or any f with f(a x) = a f(x) for a > 0. Pairs
     are found by trying: of modules that run one after the other, as wide as each other, those are equalized that leave
-    the outputs on `inputs` as they were.
+    the outputs on `inputs` as they were, if what the second one reads also becomes 10 and 100 times as large where what
+    the first one makes does.
 
     Args:
         model: in eval mode.
@@ -45,7 +48,7 @@ def equalize(model: nn.Module, inputs: Inputs, readers: Container[str], norms_on
         if type(reader) in _NORMS or getattr(reader, "groups", 1) > 1 or not made:
             continue
         weights = _by_input(reader)
-        if len(weights) != len(made[0]):
+        if len(weights) != len(made[0]) or not _homogeneous(model, inputs, maker, reader):
             continue
         before = [tensor.clone() for tensor in (weights, *made)]
         ranges = _ranges(weights)
@@ -75,6 +78,31 @@ def _called_once(model: nn.Module, inputs: Inputs) -> list[tuple[str, nn.Module]
         for hook in hooks:
             hook.remove()
     return [call for call in calls if calls.count(call) == 1]
+
+
+def _homogeneous(model: nn.Module, inputs: Inputs, maker: nn.Module, reader: nn.Module) -> bool:
+    """Tell whether `reader` reads as many times as much as `maker` makes, for some factors."""
+    expected = _read(model, inputs, maker, reader, 1.0)
+    return all(_same([_read(model, inputs, maker, reader, factor)], [factor * expected]) for factor in _FACTORS)
+
+
+def _read(model: nn.Module, inputs: Inputs, maker: nn.Module, reader: nn.Module, factor: float) -> Tensor:
+    """Return what `reader` reads where what `maker` makes is multiplied by `factor`."""
+    read: list[Tensor] = []
+
+    def keep(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        read.append((arguments[0] if arguments else keywords["input"]).clone())
+
+    hooks = [
+        maker.register_forward_hook(lambda module, arguments, output: output * factor),
+        reader.register_forward_pre_hook(keep, with_kwargs=True),
+    ]
+    try:
+        run(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return read[0]
 
 
 def _by_input(layer: nn.Module) -> Tensor:
