@@ -57,9 +57,24 @@ def test_offsets_do_not_hide_the_samples_silently():
     expected = lsh_precision_recall(generated, real)
     moderate = lsh_precision_recall(generated + 300, real + 300)
     assert moderate.precision == pytest.approx(expected.precision, abs=0.1)
-    with pytest.raises(ValueError, match="subtract their mean from both sides first"):
-        lsh_precision_recall(generated + 1e5, real + 1e5)
-    assert lsh_precision_recall(torch.ones(9, 200), torch.ones(9, 200)).precision == 1
+    for offset in (3e3, 2e4, 1e5):  # At the second, rounding leaves no two rows different.
+        with pytest.raises(ValueError, match="subtract their mean from both sides first"):
+            lsh_precision_recall(generated + offset, real + offset)
+
+
+def test_constant_features_are_refused_where_they_may_have_varied_before_rounding():
+    ones = torch.ones(9, 200)
+    for features in (ones, reduce_features(ones)):
+        with pytest.raises(ValueError, match="are equal, or vary"):
+            lsh_precision_recall(features, features)
+    assert lsh_precision_recall(ones - 1, ones - 1).precision == 1
+    assert lsh_precision_recall(ones[:, :100], ones[:, :100]).precision == 1
+
+
+def test_sets_of_which_most_are_one_row_are_measured():
+    generated, real = torch.randn(2, 300, 200)
+    real[100:] = real[0]
+    assert lsh_precision_recall(generated, real).precision > 0.5
 
 
 def test_few_dimensions_are_kept_as_they_are():

@@ -47,7 +47,7 @@ class Coordinates:
     def fit(cls, values: torch.Tensor) -> Coordinates:
         """Fit the map on N x P reduced features."""
         centre = _robust_mean(values)
-        norms = _distances(values, centre)
+        norms = distances_to(centre, values)
         norm = _quantile(norms, 0.5)
         spread = (_quantile(norms, 0.84) - _quantile(norms, 0.16)) / 2
         tiny = torch.finfo(torch.float64).tiny
@@ -74,7 +74,7 @@ def _robust_mean(rows: torch.Tensor) -> torch.Tensor:
     chosen = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
     mean = _mean(rows, chosen)
     for _ in range(2):
-        distances = _distances(rows, mean)
+        distances = distances_to(mean, rows)
         mean = _mean(rows, (distances <= 3 * _quantile(distances, 0.5)).double())
     return mean
 
@@ -89,7 +89,8 @@ def by_blocks(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tens
     return torch.cat(shared(function, torch.split(rows, ROWS_AT_ONCE)))
 
 
-def _distances(rows: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+def distances_to(centre: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return the N distances of N x P rows to one place."""
     return by_blocks(lambda block: _norms(block - centre), rows)
 
 

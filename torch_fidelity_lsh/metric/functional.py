@@ -23,7 +23,7 @@ from torch_fidelity_lsh.metric.anchors import SHARE_OF_ANCHORS
 from torch_fidelity_lsh.metric.arrays import as_features
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.conformal import Crowding, Estimate, Scored, estimate, test_of_membership
-from torch_fidelity_lsh.metric.coordinates import Coordinates
+from torch_fidelity_lsh.metric.coordinates import Coordinates, distances_to
 from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.members import Members, content_hash
 from torch_fidelity_lsh.metric.parallel import mapped, outer_threads
@@ -193,7 +193,8 @@ def lsh_precision_recall(
         config: Settings. Default: ``LSHConfig()``.
 
     Raises:
-        ValueError: Features have the wrong type, shape or device, hold NaN or infinite values, or are too few.
+        ValueError: Features have the wrong type, shape or device, hold NaN or infinite values, are too few, or vary too
+            little beside their mean to be told apart once they are reduced.
 
     Warns:
         UserWarning: One side collapses onto so few places that it amounts to less than a twentieth of its samples.
@@ -364,12 +365,17 @@ def _reduced_sides(
 
 
 def _refuse_lost_variation(fitted: Coordinates, real: ReducedFeatures) -> None:
-    offset = float(fitted.centre.norm())
-    is_constant = fitted.norm <= torch.finfo(torch.float64).tiny
-    if real.dimension > real.num_components and not is_constant and fitted.norm < RESOLUTION * offset:
+    least = RESOLUTION * float(fitted.centre.norm())
+    if real.dimension <= real.num_components or fitted.norm >= least:
+        return
+    # Where most rows are one, as of black images, the others tell; where all are, rounding may have made them so.
+    distances = distances_to(fitted.centre, real.values)
+    apart = distances[distances > 0]
+    if not len(apart) or apart.median() < least:
         raise ValueError(
-            f"features_real vary by less than a {round(1 / RESOLUTION)}th of their mean, and are rounded to about that "
-            f"where they are reduced to {real.num_components} components; subtract their mean from both sides first"
+            f"features_real are equal, or vary by less than a {round(1 / RESOLUTION)}th of their mean, to about which "
+            f"they are rounded where they are reduced to {real.num_components} components; subtract their mean from "
+            "both sides first"
         )
 
 
