@@ -193,6 +193,21 @@ def test_clean_fids_statistics_are_read_with_a_word_on_resizing(sets, statistics
         calculate_metrics(**CALL, input1=Arrays(sets[0]), input2=str(path), fid=True)
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_word_on_resizing_comes_once_for_a_file_of_statistics(beside, sets, statistics, tmp_path, recwarn):
+    path = tmp_path / "cifar10_clean_train_32.npz"
+    np.savez(path, **statistics)
+    given = {"input2": Arrays(sets[1])} if beside else {}
+    calculate_metrics(**CALL, input1=Arrays(sets[0]), **given, fid_statistics_file=str(path), fid=True)
+    (warning,) = [str(each.message) for each in recwarn if "clean-fid" in str(each.message)]
+    assert warning.startswith("fid_statistics_file:")
+
+
+def test_images_beside_statistics_serve_several_extractors(sets, adm):
+    call = {**CALL, "input1": Arrays(sets[0]), "feature_extractor": ["counting/small", "counting/wide"], "fid": True}
+    assert calculate_metrics(**call, input2=adm) == calculate_metrics(**call, input2=Arrays(sets[1]))
+
+
 def test_statistics_that_were_written_are_those_of_the_samples(sets, counting_extractor, tmp_path):
     call = {**CALL, "input1": Arrays(sets[0]), "fid": True}
     statistics = create_statistics(**CALL, input=Arrays(sets[1]))

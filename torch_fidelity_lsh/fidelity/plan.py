@@ -209,9 +209,11 @@ def _read_statistics(requested: list[str], sides: list[int], call: dict[str, Any
                 f"{', '.join(others)} cannot be calculated from mean and covariance of features, which are all that "
                 f"input{side} holds: of these only fid can be; what is needed are images, or the features themselves"
             )
-        if _FID in requested:
+        # Those of one network are not for several; the images beside them are.
+        if _FID in requested and not isinstance(call["feature_extractor"], list):
             found[side] = statistics
-            _warn_of_other_resizing(source, f"input{side}")
+            if source is not named:
+                _warn_of_other_resizing(source, f"input{side}")
     if named is not None:
         given = inputs.read_statistics_of(named, "fid_statistics_file", call["features_max_bytes"])
         if given is None:
@@ -219,6 +221,7 @@ def _read_statistics(requested: list[str], sides: list[int], call: dict[str, Any
             why = "holds no arrays mu and sigma" if there else "does not exist"
             raise ValueError(f'fid_statistics_file: "{named}" {why}; it takes an .npz file with arrays mu and sigma')
         found[2] = given
+        _warn_of_other_resizing(named, "fid_statistics_file")
     return found
 
 
