@@ -102,3 +102,7 @@ def test_bad_arguments_are_named():
         compare(a, b, real, metric="lsh_kn")
     with pytest.raises(ValueError, match="paired sets must have as many rows; got 20 and 19"):
         compare(a, b[:19], real, paired=True)
+    with pytest.raises(ValueError, match="generated_b holds NaN"):
+        compare(a, b * float("nan"), real)
+    with pytest.raises(ValueError, match="generated_a and real must have the same D"):
+        compare(a, b, real[:, :3])

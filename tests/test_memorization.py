@@ -1,5 +1,6 @@
 """Does the generator copy its training samples?"""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_held_out_samples_that_were_trained_on_are_noticed():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((400, 99, 300), "features_held_out must hold at least 100 distinct samples; got 99"),
+        ((400, 99, 300), "features_held_out must hold at least 100 samples; got 99"),
         ((19, 300, 300), "features_training must hold at least 20 distinct samples; got 19"),
     ],
 )
@@ -100,10 +101,22 @@ def test_too_few_samples_are_refused(sizes, message):
 
 def test_samples_of_other_dimensions_are_refused():
     training, held_out, generated = draws(400, 300, 300)
-    with pytest.raises(ValueError, match="features_held_out have 15 features a sample, and features_training 16"):
+    with pytest.raises(
+        ValueError, match=r"features_generated and features_held_out must have the same D; got .*16.*15"
+    ):
         memorization(generated, training, held_out[:, :15])
-    with pytest.raises(ValueError, match="features_generated: features holds NaN"):
+    with pytest.raises(ValueError, match="features_generated holds NaN"):
         memorization(generated * float("nan"), training, held_out)
+
+
+def test_samples_of_other_extractors_are_refused():
+    training, held_out, generated = draws(400, 300, 300)
+    of_vgg, of_clip = (
+        dataclasses.replace(reduce_features(side), feature_extractor=name, feature_layer="x")
+        for side, name in ((training, "vgg16"), (held_out, "clip"))
+    )
+    with pytest.raises(ValueError, match='must be of one kind; got layer "x" of vgg16 and layer "x" of clip'):
+        memorization(generated, of_vgg, of_clip)
 
 
 def test_the_command_takes_the_held_out_samples_as_a_third_input(tmp_path, capsys):
@@ -169,7 +182,7 @@ class Rows(torch.utils.data.Dataset):
             {"lsh": True, "input3": torch.zeros(99, 16)},
             "input3 must hold at least 100 samples for memorization; got 99",
         ),
-        ({"lsh": True, "input3": torch.zeros(200, 8)}, "held out: input3.*features_held_out have 8 features a sample"),
+        ({"lsh": True, "input3": torch.zeros(200, 8)}, "held out: input3.*features_held_out must have the same D.* 8"),
         ({"lsh": True, "input3": "nowhere.npy"}, 'input3, file "nowhere.npy": there is no such file'),
         ({"lsh": True, "input3": "input2/no.npy"}, 'input3, file "input2/no.npy": there is no such file'),
         ({"lsh": True, "input3": torch.zeros(200)}, "input3.*N x D"),

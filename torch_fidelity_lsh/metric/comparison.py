@@ -11,13 +11,14 @@ import torch
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.conformal import Estimate, variance_of_folds, variance_of_mean, variance_of_set
 from torch_fidelity_lsh.metric.functional import (
+    FEWEST_ROWS,
     METRICS,
     Features,
     PrecisionRecall,
     f_score_slopes,
     harmonic_mean,
     measure,
-    reduce_features,
+    reduced_alike,
 )
 from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.messages import did_you_mean
@@ -145,7 +146,8 @@ def compare(
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}{did_you_mean(metric, METRICS)}")
     if paired and len(generated_a) != len(generated_b):
         raise ValueError(f"paired sets must have as many rows; got {len(generated_a)} and {len(generated_b)}")
-    reduced_a, reduced_b, reduced = (reduce_features(each, config) for each in (generated_a, generated_b, real))
+    sides = {"generated_a": generated_a, "generated_b": generated_b, "real": real}
+    reduced_a, reduced_b, reduced = reduced_alike(sides, config, FEWEST_ROWS)
     a = measure(metric, reduced_a, reduced, config)
     b = measure(metric, reduced_b, reduced, config, reduced_a if paired else None)
     precision = _variance_of_precision(a.precision_estimate, b.precision_estimate, paired)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import combinations
 from typing import Any
 
 import numpy.typing as npt
@@ -269,7 +270,8 @@ def measure(
 ) -> PrecisionRecall:
     """Measure ``"lsh"`` or ``"lsh_knn"``, the generated samples in the order of these, row by row, if given."""
     with outer_threads(features_generated, features_real):
-        generated, real = _sides(*_reduced_sides(features_generated, features_real, config), config, in_order_of)
+        given = {"features_generated": features_generated, "features_real": features_real}
+        generated, real = _sides(reduced_alike(given, config, FEWEST_ROWS), config, in_order_of)
         (precision, precision_pvalue), (recall, recall_pvalue) = mapped(
             lambda pair: _assess(metric, *pair, config), ((generated, real), (real, generated))
         )
@@ -305,10 +307,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _sides(
-    generated: ReducedFeatures, real: ReducedFeatures, config: LSHConfig, in_order_of: ReducedFeatures | None
-) -> list[Side]:
-    reduced = generated, real
+def _sides(reduced: list[ReducedFeatures], config: LSHConfig, in_order_of: ReducedFeatures | None) -> list[Side]:
+    generated, real = reduced
     coordinates = Coordinates.fit(real.values)
     _refuse_lost_variation(coordinates, real)
     # Powers of two change no digit, and so not the order.
@@ -355,15 +355,6 @@ def _warn_of_near_copies(sides: dict[str, Side]) -> None:
             )
 
 
-def _reduced_sides(
-    features_generated: Features, features_real: Features, config: LSHConfig
-) -> tuple[ReducedFeatures, ReducedFeatures]:
-    generated = _reduced("features_generated", features_generated, FEWEST_ROWS, config)
-    real = _reduced("features_real", features_real, FEWEST_ROWS, config)
-    _refuse_unlike(generated, real)
-    return generated, real
-
-
 def _refuse_lost_variation(fitted: Coordinates, real: ReducedFeatures) -> None:
     least = RESOLUTION * float(fitted.centre.norm())
     if real.dimension <= real.num_components or fitted.norm >= least:
@@ -377,6 +368,24 @@ def _refuse_lost_variation(fitted: Coordinates, real: ReducedFeatures) -> None:
             f"they are rounded where they are reduced to {real.num_components} components; subtract their mean from "
             "both sides first"
         )
+
+
+def reduced_alike(sides: Mapping[str, Features], config: LSHConfig, at_least: int = 1) -> list[ReducedFeatures]:
+    """Reduce sets of samples that are to be compared, where they are not reduced yet.
+
+    Args:
+        sides: Name of the argument to what it gave.
+        config: Settings, of which those of the reduction matter.
+        at_least: Fewest rows of a set. Default: 1.
+
+    Raises:
+        ValueError: Names the argument that is of no use, or two that differ in dimension, source or device.
+    """
+    with outer_threads(*sides.values()):
+        reduced = {name: _reduced(name, features, at_least, config) for name, features in sides.items()}
+    for pair in combinations(reduced, 2):
+        _refuse_unlike(" and ".join(pair), *(reduced[name] for name in pair))
+    return list(reduced.values())
 
 
 def _reduced(name: str, features: Features, at_least: int, config: LSHConfig) -> ReducedFeatures:
@@ -393,14 +402,11 @@ def _reduced(name: str, features: Features, at_least: int, config: LSHConfig) ->
     return reduced
 
 
-def _refuse_unlike(generated: ReducedFeatures, real: ReducedFeatures) -> None:
-    sides = generated, real
-    if generated.dimension != real.dimension:
-        shapes = " and ".join(str((len(side), side.dimension)) for side in sides)
-        raise ValueError(f"features_generated and features_real must have the same D; got shapes {shapes}")
-    if generated.source and real.source and generated.source != real.source:
-        sources = " and ".join(side.source for side in sides)
-        raise ValueError(f"features_generated and features_real must be of one kind; got {sources}")
-    if generated.values.device != real.values.device:
-        devices = " and ".join(str(side.values.device) for side in sides)
-        raise ValueError(f"features_generated and features_real must be on one device; got {devices}")
+def _refuse_unlike(names: str, one: ReducedFeatures, other: ReducedFeatures) -> None:
+    if one.dimension != other.dimension:
+        shapes = " and ".join(str((len(side), side.dimension)) for side in (one, other))
+        raise ValueError(f"{names} must have the same D; got shapes {shapes}")
+    if one.source and other.source and one.source != other.source:
+        raise ValueError(f"{names} must be of one kind; got {one.source} and {other.source}")
+    if one.device != other.device:
+        raise ValueError(f"{names} must be on one device; got {one.device} and {other.device}")

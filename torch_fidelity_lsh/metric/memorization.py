@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from torch_fidelity_lsh.metric.config import LSHConfig
-from torch_fidelity_lsh.metric.functional import Features, reduce_features
+from torch_fidelity_lsh.metric.functional import Features, reduced_alike
 from torch_fidelity_lsh.metric.guard import default_modes
-from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
 LEVEL = 0.02
 """A sample is nearer than held-out ones if at most this share of them is as near."""
@@ -84,7 +83,8 @@ def memorization(
         config: Settings, of which ``num_components`` and ``seed`` matter. Default: ``LSHConfig()``.
 
     Raises:
-        ValueError: Features have the wrong type or shape, hold NaN or infinite values, differ in D, or are too few.
+        ValueError: Features have the wrong type or shape, hold NaN or infinite values, are too few, or differ in D,
+            extractor or device.
 
     Warns:
         UserWarning: More held-out samples than t are themselves training samples, so that copies cannot be told.
@@ -101,20 +101,15 @@ def memorization(
     config = config or LSHConfig()
     sides = {"features_generated": features_generated, "features_training": features_training}
     sides["features_held_out"] = features_held_out
-    generated, training, held_out = (_reduced(name, side, config) for name, side in sides.items())
-    for name, side in (("features_generated", generated), ("features_held_out", held_out)):
-        if side.dimension != training.dimension:
-            raise ValueError(
-                f"{name} have {side.dimension} features a sample, and features_training {training.dimension}"
-            )
+    generated, training, held_out = reduced_alike(sides, config)
     values = training.values.double()
     distinct, row_of = torch.unique(values, dim=0, return_inverse=True)
-    for name, count, least in (
-        ("features_training", len(distinct), FEWEST_TRAINING),
-        ("features_held_out", len(held_out), FEWEST_HELD_OUT),
-    ):
-        if count < least:
-            raise ValueError(f"{name} must hold at least {least} distinct samples; got {count}")
+    if len(distinct) < FEWEST_TRAINING:
+        raise ValueError(
+            f"features_training must hold at least {FEWEST_TRAINING} distinct samples; got {len(distinct)}"
+        )
+    if len(held_out) < FEWEST_HELD_OUT:
+        raise ValueError(f"features_held_out must hold at least {FEWEST_HELD_OUT} samples; got {len(held_out)}")
     units = _smallest(distinct, distinct, _NEIGHBOUR + 1)[0][:, -1]
     (near, found), (near_held_out, found_held_out) = (
         _smallest(side.values.double(), distinct, 1) for side in (generated, held_out)
@@ -136,19 +131,6 @@ def _estimate(scores: torch.Tensor, calibration: torch.Tensor, nearest: torch.Te
     variance = q * (1 - q) / len(scores) + (1 - max(0.0, share)) ** 2 * LEVEL * (1 - LEVEL) / (n + 2)
     stderr = math.sqrt(variance) / (1 - LEVEL)
     return Memorization(max(0.0, share), stderr, ((low + high) / 2).cpu(), nearest, training, n)
-
-
-def _reduced(name: str, features: Features, config: LSHConfig) -> ReducedFeatures:
-    try:
-        reduced = features if isinstance(features, ReducedFeatures) else reduce_features(features, config)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    if (reduced.num_components, reduced.seed) != (config.num_components, config.seed):
-        raise ValueError(
-            f"{name} were reduced with num_components={reduced.num_components}, seed={reduced.seed}, and "
-            f"num_components={config.num_components}, seed={config.seed} are asked for"
-        )
-    return reduced
 
 
 def _smallest(rows: torch.Tensor, others: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
