@@ -33,7 +33,8 @@ def test_a_generator_that_drops_modes_keeps_precision_and_loses_recall(metric):
     assert result.precision.value > -0.1
     assert result.precision.word != "loses"
     assert result.verdict.startswith(f"A {result.precision.word} precision: ")
-    assert ", loses recall: -0." in result.verdict
+    values = f"{result.a.recall_unclipped:.2f} against {result.b.recall_unclipped:.2f}"
+    assert f"; loses recall: {values}, {result.recall}" in result.verdict
     assert str(result) == f"{result.metric}: {result.verdict}"
 
 

@@ -83,9 +83,14 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What A does, compared with B, in words, such as ``"A keeps precision, loses recall: -0.120 [...]"``."""
-        parts = [(getattr(self, name).word, name, str(getattr(self, name))) for name in ("precision", "recall")]
-        return "A " + ", ".join(f"{word} {name}: {numbers}" for word, name, numbers in parts)
+        """What A does, compared with B, in words, such as ``"A loses recall: 0.81 against 0.93, -0.120 [...]"``."""
+        return "A " + "; ".join(self._said(name) for name in ("precision", "recall"))
+
+    def _said(self, name: str) -> str:
+        difference: Difference = getattr(self, name)
+        a, b = (_unclipped(side, name) for side in (self.a, self.b))
+        # Two values of 0 are kept as well.
+        return f"{difference.word} {name}: {a:.2f} against {b:.2f}, {difference}"
 
     def __str__(self) -> str:
         return f"{self.metric}: {self.verdict}"
