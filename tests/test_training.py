@@ -7,6 +7,7 @@ from torch import nn
 
 from torch_fidelity_lsh.streaming import LSHPrecisionRecall
 from torch_fidelity_lsh.training import TrainingMonitor, to_tensorboard
+from torch_fidelity_lsh.training.monitor import seed_of_batch
 
 FEATURES = 8
 
@@ -31,11 +32,34 @@ def test_scores_are_those_of_the_metric_at_every_step():
     monitor = TrainingMonitor(metric(), real_batches(), draw, **SETTINGS)
     expected = metric()
     for number, n in enumerate((50, 50, 50, 50, 30)):
-        expected.update(draw(n, torch.Generator().manual_seed(2020 + number)), real=False)
+        expected.update(draw(n, torch.Generator().manual_seed(seed_of_batch(2020, number))), real=False)
     for batch in real_batches():
         expected.update(batch, real=True)
     scores = {f"fidelity/{name}": value.item() for name, value in expected.compute().items()}
     assert monitor(1) == monitor(2) == scores
+
+
+def test_neighbouring_seeds_share_no_samples():
+    drawn = []
+    for seed in (2020, 2021):
+        rows = []
+        TrainingMonitor(metric(), real_batches(), lambda n, r: rows.append(draw(n, r)) or rows[-1], seed=seed)(0)  # noqa: B023
+        drawn.append({tuple(row) for row in torch.cat(rows).tolist()})
+    assert len(drawn[0]) == len(drawn[1]) == 1000
+    assert not drawn[0] & drawn[1]
+
+
+def test_samples_of_a_failed_call_do_not_count_in_the_next():
+    def diverging(n, random):
+        if n < SETTINGS["batch_size"]:  # the last batch
+            raise RuntimeError("out of memory")
+        return draw(n, random) + 20
+
+    monitor = TrainingMonitor(metric(), real_batches(), diverging, **SETTINGS)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        monitor(0)
+    monitor.sample = draw
+    assert monitor(1) == TrainingMonitor(metric(), real_batches(), draw, **SETTINGS)(1)
 
 
 def test_scores_follow_the_model():
@@ -62,6 +86,7 @@ def test_labels_beside_real_images_are_passed_over():
     ("make", "message"),
     [
         (lambda: TrainingMonitor(metric(), [], draw, samples=0), "samples must be an integer of at least 1; got 0"),
+        (lambda: TrainingMonitor(metric(), [], draw, seed=-1), "seed must be an integer of at least 0; got -1"),
         (lambda: TrainingMonitor(LSHPrecisionRecall(None), [], draw), "reset_real_features=False"),
         (lambda: TrainingMonitor(metric(), [], draw)(0), "There are no real samples"),
         (lambda: TrainingMonitor(metric(), real_batches(), lambda n, random: draw(n - 1, random))(0), "of n images"),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,9 +59,9 @@ class TrainingMonitor:
         prefix: str = "fidelity/",
         seed: int = 2020,
     ) -> None:
-        for name, value in (("samples", samples), ("batch_size", batch_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+        for name, value, least in (("samples", samples, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
         if metric.reset_real_features:
             raise ValueError("metric must keep its real samples: LSHPrecisionRecall(..., reset_real_features=False)")
         self.metric, self.sample, self.logs = metric, sample, tuple(logs)
@@ -76,11 +77,13 @@ class TrainingMonitor:
         """
         self._add_real()
         rank, size = rank_and_size()
-        for number, start in enumerate(range(0, self.samples, self.batch_size)):
-            if number % size == rank:
-                self.metric.update(self._drawn(number, min(self.batch_size, self.samples - start)), real=False)
-        scores = {f"{self.prefix}{name}": value.item() for name, value in self.metric.compute().items()}
-        self.metric.reset()
+        try:
+            for number, start in enumerate(range(0, self.samples, self.batch_size)):
+                if number % size == rank:
+                    self.metric.update(self._drawn(number, min(self.batch_size, self.samples - start)), real=False)
+            scores = {f"{self.prefix}{name}": value.item() for name, value in self.metric.compute().items()}
+        finally:  # What a failed call has drawn must not count in the next one.
+            self.metric.reset()
         if rank == 0:
             for log in self.logs:
                 log(dict(scores), step)
@@ -95,11 +98,16 @@ class TrainingMonitor:
         self._real = None
 
     def _drawn(self, number: int, count: int) -> Tensor:
-        images = self.sample(count, torch.Generator().manual_seed(self.seed + number))
+        images = self.sample(count, torch.Generator().manual_seed(seed_of_batch(self.seed, number)))
         if not isinstance(images, Tensor) or len(images) != count:
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"sample(n, random) must return a tensor of n images; got {got} for n={count}")
         return images.to(self.metric.device)
+
+
+def seed_of_batch(seed: int, number: int) -> int:
+    """Return a seed that no batch of another seed has: those of neighbouring seeds must not share samples."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def _on(images: Any, device: torch.device) -> Any:
