@@ -35,7 +35,7 @@ from torch_fidelity_lsh.metric.functional import METRICS
 from torch_fidelity_lsh.metric.memorization import memorization
 from torch_fidelity_lsh.metric.messages import did_you_mean
 from torch_fidelity_lsh.metric.reference import SUFFIX, save_reference
-from torch_fidelity_lsh.watch import watch
+from torch_fidelity_lsh.watch import as_line, watch
 
 _USER_ERRORS = (ValueError, OSError, ImportError, RanksError)
 _INTERRUPTED = 130  # as shells report it
@@ -125,7 +125,8 @@ def _watch(args: dict[str, Any]) -> tuple[str, int]:
     count = 0
     for line in watch(args["folder"], output, **settings, **keywords):
         count += 1
-        print(json.dumps(line), file=sys.stderr)
+        if rank_and_size()[0] == 0:
+            print(as_line(line), file=sys.stderr)
     return f"{output}: {count} lines added", 0
 
 

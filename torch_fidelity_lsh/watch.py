@@ -5,15 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from torch_fidelity_lsh.fidelity import inputs
+import numpy as np
+
+from torch_fidelity_lsh.fidelity import inputs, upstream
 from torch_fidelity_lsh.fidelity.calculate import calculate_metrics
+from torch_fidelity_lsh.fidelity.distributed import on_first
+
+Result = TypeVar("Result")
 
 SUFFIXES = (*inputs.FEATURE_SUFFIXES, ".onnx", ".pth")
 """Endings of files that are scored; sub-folders are too."""
@@ -34,7 +41,8 @@ def watch(
     An entry is scored once nothing in it has changed for ``settle`` seconds, so that what is still being written waits.
     Its line is appended to ``output`` and written through before the next one begins. A second run goes on where the
     first ended: entries that have a line are passed over, unless they have changed since. An entry that cannot be
-    scored is named on stderr, and tried again when it changes.
+    scored is named on stderr, and tried again when it changes. Under ``torch.distributed`` all ranks must call it: the
+    first one looks, writes and prints, and all score together.
 
     Args:
         folder: The folder to watch. Names that begin with a dot are passed over.
@@ -57,12 +65,12 @@ def watch(
     if every < 0 or settle < 0:
         raise ValueError(f"every and settle must be seconds of at least 0; got {every} and {settle}")
     root, lines = Path(folder), Path(output)
-    done = _states(lines)
-    failed: dict[str, str] = {}
+    first = on_first if kwargs.get("distributed", True) else _alone
+    done, failed = first(partial(_states, lines)), dict[str, str]()
     kwargs = _with_kept_reference(kwargs)
     while True:
-        for name, state, changed in _entries(root):
-            if time.time() - changed < settle or state in (done.get(name), failed.get(name)):
+        for name, state in first(partial(_finished, root, settle)):
+            if state in (done.get(name), failed.get(name)):
                 continue
             try:
                 metrics = calculate_metrics(**kwargs, input1=str(root / name))
@@ -70,10 +78,10 @@ def watch(
                 if not _blames_entry(str(error)):
                     raise
                 failed[name] = state
-                print(f"{name}: not scored: {error}", file=sys.stderr)
+                first(partial(print, f"{name}: not scored: {error}", file=sys.stderr))
                 continue
             line = {"name": name, "time": datetime.now(timezone.utc).isoformat(), "state": state, **metrics}
-            _append(lines, line)
+            first(partial(_append, lines, line))
             done[name] = state
             yield line
         if once:
@@ -81,8 +89,18 @@ def watch(
         sleep(every)
 
 
+def _alone(work: Callable[[], Result]) -> Result:
+    return work()
+
+
 def _blames_entry(message: str) -> bool:
-    return "input1" in message or "generated" in message
+    plain = re.sub(r'"[^"]*"', "", message)  # without paths, and mistyped keywords
+    return "input1" in plain or "generated" in plain
+
+
+def _finished(root: Path, settle: float) -> list[tuple[str, str]]:
+    """Return names and states of the entries that have not changed for so many seconds."""
+    return [(name, state) for name, state, changed in _entries(root) if time.time() - changed >= settle]
 
 
 def _entries(root: Path) -> list[tuple[str, str, float]]:
@@ -96,7 +114,8 @@ def _entries(root: Path) -> list[tuple[str, str, float]]:
         try:
             files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
             status = [(each.relative_to(root).as_posix(), each.stat()) for each in files]
-            changed = max([each.st_mtime for _, each in status], default=path.stat().st_mtime)
+            # What copies and unpacks keeps the time of the content, not that of the change.
+            changed = max((max(each.st_mtime, each.st_ctime) for _, each in status), default=0.0)
         except FileNotFoundError:  # It goes while it is looked at; there is another look.
             continue
         digest = hashlib.sha256()
@@ -120,13 +139,18 @@ def _states(lines: Path) -> dict[str, str]:
     return found
 
 
+def as_line(line: dict[str, Any]) -> str:
+    """Return a line as JSON; ``ppl`` has an array with ``ppl_reduction="none"``."""
+    return json.dumps(line, default=np.ndarray.tolist, allow_nan=False)
+
+
 def _append(lines: Path, line: dict[str, Any]) -> None:
     with lines.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":  # What a killed run has begun stays a line of its own.
                 file.write(b"\n")
-        file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        file.write(as_line(line).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -134,7 +158,10 @@ def _append(lines: Path, line: dict[str, Any]) -> None:
 def _with_kept_reference(kwargs: dict[str, Any]) -> dict[str, Any]:
     source = kwargs.get("input2")
     named = kwargs.get("input2_cache_name") is not None or not kwargs.get("cache", True)
-    if named or not isinstance(source, str) or inputs.is_ready(source):
+    if named or not isinstance(source, (str, os.PathLike)) or inputs.is_ready(os.fspath(source)):
+        return kwargs
+    # One that is missing would be looked for in the cache after all of the first entry.
+    if os.fspath(source) not in upstream.DATASETS_REGISTRY and not Path(source).exists():
         return kwargs
     place = hashlib.sha256(os.path.realpath(source).encode()).hexdigest()[:16]
     return {**kwargs, "input2_cache_name": f"watch-{place}"}
