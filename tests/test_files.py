@@ -250,6 +250,15 @@ def test_killed_writers_leave_a_whole_file_and_nothing_else(writer, kills, tmp_p
     print(f"{writer}: {kills} kills, {kills} whole files, {found} leftovers, all swept")
 
 
+def test_what_a_host_of_a_longer_name_writes_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "node1")
+    path = tmp_path / "file.safetensors"
+    other, own = (tmp_path / f".{path.name}.{host}.999999999.x.part" for host in ("bignode1", "node1"))
+    other.touch(), own.touch()
+    write_text(path, "whole")
+    assert sorted(tmp_path.iterdir()) == sorted([path, other])
+
+
 @pytest.mark.parametrize("seconds", [pytest.param(1, id="short"), pytest.param(20, id="long", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_readers_beside_several_writers_see_whole_files(writer, seconds, tmp_path):

@@ -196,7 +196,7 @@ def _escaped(name: str) -> str:
 
 def _is_abandoned(leftover: Path) -> bool:
     host, pid = leftover.name.rsplit(".", 3)[0].removeprefix("."), leftover.name.rsplit(".", 3)[1]
-    if host.endswith(socket.gethostname()) and pid.isdecimal() and os.name == "posix":
+    if host.endswith(f".{socket.gethostname()}") and pid.isdecimal() and os.name == "posix":
         return not _runs(int(pid))
     with suppress(OSError):
         return time.time() - leftover.stat().st_mtime > _A_DAY
