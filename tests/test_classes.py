@@ -11,6 +11,7 @@ from torch_fidelity import GenerativeModelModuleWrapper
 
 from torch_fidelity_lsh import calculate_by_class, lsh_knn_precision_recall
 from torch_fidelity_lsh.cli import main
+from torch_fidelity_lsh.fidelity.classes import deep_if_sorted
 from torch_fidelity_lsh.report.metrics import write_report
 
 CALL = {"feature_extractor": "counting", "cuda": False, "verbose": False, "cache": False, "save_cpu_ram": True}
@@ -55,6 +56,17 @@ def test_the_worst_classes_come_first_and_say_what_is_wrong(sides):
     assert collapsed.recall < 0.2
     assert collapsed.interval("recall")[1] < 0.4
     assert all(row.result.interval("precision")[1] > 0.9 for row in worst[2:])
+
+
+def test_paths_may_be_path_objects(sides, tmp_path):
+    generated, real, *labels = (each[:200] for each in sides)
+    np.save(tmp_path / "labels.npy", labels[0])
+    found = calculate_by_class(
+        input1=generated, input2=real, labels1=tmp_path / "labels.npy", labels2=labels[1], verbose=False
+    )
+    assert [row.name for row in found.rows] == ["0", "1", "2", "3", "4", "5"]
+    (tmp_path / "folder" / "a class").mkdir(parents=True)
+    assert deep_if_sorted({"input1": tmp_path / "folder", "input2": real}, None, labels[1])["samples_find_deep"]
 
 
 def test_a_class_has_the_numbers_of_its_own_samples(sides):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.messages import did_you_mean
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
-Labels: TypeAlias = "Sequence[Any] | npt.NDArray[Any] | torch.Tensor | str"
+Labels: TypeAlias = "Sequence[Any] | npt.NDArray[Any] | torch.Tensor | str | os.PathLike[str]"
 """One label for each sample, integers or names; or the path of an ``.npy`` file of integers."""
 
 MEASURES: dict[str, Callable[..., PrecisionRecall]] = {
@@ -175,7 +176,8 @@ def _measure_class(
 
 
 def _has_subfolders(source: object) -> bool:
-    return isinstance(source, str) and Path(source).is_dir() and any(path.is_dir() for path in Path(source).iterdir())
+    is_folder = isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
+    return is_folder and any(path.is_dir() for path in Path(source).iterdir())  # type: ignore[arg-type]
 
 
 def _labels(side: int, given: Labels | None, plan: Plan, count: int) -> list[str]:
@@ -187,10 +189,11 @@ def _labels(side: int, given: Labels | None, plan: Plan, count: int) -> list[str
 
 
 def _as_list(argument: str, labels: Labels) -> list[Any]:
-    if isinstance(labels, str):
-        if not labels.endswith(".npy") or not Path(labels).is_file():
-            raise ValueError(f'{argument}: "{labels}" is no .npy file of labels')
-        with open_arrays(labels, f'{argument}, file "{labels}"') as arrays:
+    if isinstance(labels, (str, os.PathLike)):
+        path = os.fspath(labels)
+        if not path.endswith(".npy") or not Path(path).is_file():
+            raise ValueError(f'{argument}: "{path}" is no .npy file of labels')
+        with open_arrays(path, f'{argument}, file "{path}"') as arrays:
             labels = np.asarray(arrays.read(arrays.names[0]))
     if not isinstance(labels, (torch.Tensor, np.ndarray)):
         return list(labels)
