@@ -58,7 +58,8 @@ def test_code_that_calls_torch_fidelity_needs_one_line(call):
     ("mistake", "message"),
     [
         ({"lsh_num_table": 9}, 'Unknown keyword "lsh_num_table"; did you mean "lsh_num_tables"?'),
-        ({"lsh_num_tables": 0}, "num_tables must be an integer of at least 1"),
+        ({"lsh_num_tables": 0}, "^lsh_num_tables must be an integer of at least 1"),
+        ({"rng_seed": -1}, "^rng_seed must be an integer of at least 0; got -1"),
         ({"lsh_kn": True}, 'Unknown keyword "lsh_kn"; did you mean "lsh_knn"?'),
     ],
 )

@@ -80,7 +80,11 @@ class LSHConfig:
         settings = {name: kwargs[f"lsh_{name}"] for name in option_fields() if f"lsh_{name}" in kwargs}
         if "rng_seed" in kwargs:
             settings["seed"] = kwargs["rng_seed"]
-        return cls(**settings)
+        try:
+            return cls(**settings)
+        except ValueError as error:  # It begins with the name of the field.
+            name, rest = str(error).split(" ", 1)
+            raise ValueError(f"{'rng_seed' if name == 'seed' else f'lsh_{name}'} {rest}") from error
 
 
 def option_fields() -> dict[str, dataclasses.Field[Any]]:
