@@ -217,6 +217,12 @@ def test_standard_error_covers_the_spread_of_repeated_measurements(measure):
     assert sum(low <= mean <= high for low, high in (r.interval("precision") for r in results)) >= 13
 
 
+def test_an_interval_of_no_number_is_refused_by_name():
+    result = lsh_precision_recall(normal(20, 4, 0), normal(20, 4, 1))
+    with pytest.raises(ValueError, match="got 'fscore'; did you mean \"f_score\""):
+        result.interval("fscore")
+
+
 @METRICS
 def test_intervals_of_two_halves_of_one_set_hold_one(measure):
     held = 0

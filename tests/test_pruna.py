@@ -21,6 +21,11 @@ def batches(seed, brightness=1.0):
     return [brightness * torch.rand(30, 3, 8, 8, generator=random) for _ in range(4)]
 
 
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match=r"metric_name must be one of lsh_precision, .*; got 'lsh'"):
+        plugin.PrunaPrecisionRecall("lsh", device="cpu", feature=Pool())
+
+
 @pytest.mark.parametrize("name", plugin.NAMES)
 def test_the_registry_gives_the_numbers_of_the_metric(name):
     metric = MetricRegistry.get_metric(name, device="cpu", feature=Pool())

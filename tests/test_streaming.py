@@ -207,6 +207,7 @@ def test_images_go_through_an_extractor_of_torch_fidelity(feature, counting_extr
     [
         ({"feature": "vgg"}, 'feature: "vgg" is not one of .*did you mean "vgg16"'),
         ({"feature": 1.5}, "feature must be a name, a layer's number, a module or None; got float"),
+        ({"feature": None, "metrics": ()}, "metrics must name at least one of lsh, lsh_knn"),
         ({"feature": None, "metrics": ("lsh_kn",)}, "metrics must be of lsh, lsh_knn; got 'lsh_kn'; did you mean"),
     ],
 )

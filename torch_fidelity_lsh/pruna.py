@@ -50,6 +50,8 @@ class PrunaPrecisionRecall(StatefulMetric):  # type: ignore[misc]
         call_type: str = SINGLE,
         **kwargs: Any,
     ) -> None:
+        if metric_name not in NAMES:
+            raise ValueError(f"metric_name must be one of {', '.join(NAMES)}; got {metric_name!r}")
         self.metric_name = metric_name
         super().__init__(device=device)
         self.call_type = get_call_type_for_single_metric(call_type, self.default_call_type)

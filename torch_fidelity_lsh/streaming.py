@@ -87,6 +87,8 @@ class LSHPrecisionRecall(Metric):
     ) -> None:
         super().__init__(**kwargs)
         metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+        if not metrics:
+            raise ValueError(f"metrics must name at least one of {', '.join(METRICS)}")
         for name in metrics:
             if name not in METRICS:
                 raise ValueError(f"metrics must be of {', '.join(METRICS)}; got {name!r}{did_you_mean(name, METRICS)}")

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 from torch_fidelity_lsh.metric.files import check_digest
+from torch_fidelity_lsh.metric.messages import first_line
 
 MAX_EXPANSION = 100  # Features are noise to a packer: files of them grow twofold, of many zeros tenfold.
 ALWAYS_ALLOWED = 2**28  # bytes
@@ -79,7 +80,7 @@ def _failures_named(where: str) -> Iterator[None]:
     except _TooLargeError as error:
         raise ValueError(f"{where}: {error}; features_max_bytes allows more") from None
     except Exception as error:  # Parsers of files raise whatever they like on damaged ones.
-        text = (str(error).strip().splitlines() or [""])[0][:200]
+        text = first_line(error)[:200]
         raise ValueError(
             f"{where}: damaged, or holds something other than arrays of numbers ({type(error).__name__}: {text})"
         ) from error

@@ -39,6 +39,7 @@ from torch_fidelity_lsh.metric.files import check_writable
 from torch_fidelity_lsh.metric.functional import METRICS
 from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.memorization import FEWEST_HELD_OUT, memorization
+from torch_fidelity_lsh.metric.messages import first_line
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
 
@@ -404,9 +405,7 @@ def _delegate(plan: Plan) -> dict[str, float]:
         )
     except upstream.NETWORK_ERRORS as error:
         left = ", ".join(name for name in plan.requested if name not in done)
-        raise ValueError(
-            f"A download failed ({upstream.first_line(error)}): {left} fetches weights of its own"
-        ) from error
+        raise ValueError(f"A download failed ({first_line(error)}): {left} fetches weights of its own") from error
 
 
 def _refuse_non_finite(results: dict[str, float], plan: Plan) -> None:

@@ -17,6 +17,7 @@ from torch_fidelity_lsh.fidelity import upstream
 from torch_fidelity_lsh.fidelity.images import ImageFolder, check_image, list_images
 from torch_fidelity_lsh.metric.files import digest_of
 from torch_fidelity_lsh.metric.guard import default_modes
+from torch_fidelity_lsh.metric.messages import first_line
 
 FULLY = 1000
 """Up to so many items of a data set are all compared to tell it from another; of more, so many spread evenly."""
@@ -97,7 +98,7 @@ class DatasetSamples:
             yield from loader
         except RuntimeError as error:  # For one, where memory that processes share is small.
             raise ValueError(
-                f"{self.argument}: a process that loads images has ended ({str(error).splitlines()[0]}); "
+                f"{self.argument}: a process that loads images has ended ({first_line(error)}); "
                 "save_cpu_ram=True loads them in this one"
             ) from error
 

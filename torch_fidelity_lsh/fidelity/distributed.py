@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
+from torch_fidelity_lsh.metric.messages import first_line
+
 Result = TypeVar("Result")
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
@@ -77,7 +79,7 @@ def meet(function: str) -> None:
     except Exception as error:
         _groups.cache_clear()
         raise RanksError(
-            f"Not all ranks called {function} within {_meeting_time()} ({str(error).strip().splitlines()[0]}); a rank "
+            f"Not all ranks called {function} within {_meeting_time()} ({first_line(error)}); a rank "
             f"that works alone passes distributed=False, and {_MEETING_SECONDS} changes the time"
         ) from error
 

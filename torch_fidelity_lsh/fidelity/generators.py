@@ -15,7 +15,7 @@ from torch_fidelity_lsh.fidelity import upstream
 from torch_fidelity_lsh.fidelity.datasets import FULLY
 from torch_fidelity_lsh.fidelity.images import check_image
 from torch_fidelity_lsh.metric.files import digest_of
-from torch_fidelity_lsh.metric.messages import did_you_mean
+from torch_fidelity_lsh.metric.messages import did_you_mean, first_line
 
 _DEPENDS_ON_MODE = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd)
 
@@ -143,7 +143,7 @@ def read_model(argument: str, path: str, call: Mapping[str, Any]) -> Any:
         raise ImportError(f'{argument}: "{path}" needs onnxruntime ({error}): pip install onnxruntime') from error
     except Exception as error:  # The parsers raise what they like on damaged files.
         kind = "an ONNX model" if path.endswith(".onnx") else "a TorchScript model, as torch.jit.save writes it"
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(f'{argument}: "{path}" cannot be read as a generator, {kind} ({reason})') from error
 
 

@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import normalize, resize
 
 from torch_fidelity_lsh.fidelity import upstream
-from torch_fidelity_lsh.metric.messages import did_you_mean
+from torch_fidelity_lsh.metric.messages import did_you_mean, first_line
 
 POOLED = "pooled"
 OUTPUT = "output"
@@ -147,7 +147,7 @@ class NetworkExtractor(PluginExtractor):
         except Exception as error:  # Their hubs raise what they like where there is no network connection.
             where = f'"{path}" does not hold' if path is not None else "A download failed:"
             raise ValueError(
-                f"{where} the weights of {name} ({type(error).__name__}: {upstream.first_line(error)}); "
+                f"{where} the weights of {name} ({type(error).__name__}: {first_line(error)}); "
                 "feature_extractor_weights_path takes a file of its state dictionary"
             ) from error
         self.prepare = package.preparation(self.model, self.network)

@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from torch_fidelity_lsh.fidelity.statistics import Statistics
 from torch_fidelity_lsh.metric.guard import default_modes
+from torch_fidelity_lsh.metric.messages import first_line
 
 try:
     import torch_fidelity.metrics
@@ -271,11 +272,6 @@ def _no_network(name: str, error: Exception) -> str:
         "or any file of them is given as feature_extractor_weights_path. "
         'feature_extractor="efficientnet-lite0" needs no download'
     )
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text."""
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 def open_registered_dataset(name: str, call: Mapping[str, Any]) -> Dataset[Any]:

@@ -27,6 +27,7 @@ from torch_fidelity_lsh.metric.conformal import Crowding, Estimate, Scored, esti
 from torch_fidelity_lsh.metric.coordinates import Coordinates, distances_to
 from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.members import Members, content_hash
+from torch_fidelity_lsh.metric.messages import did_you_mean
 from torch_fidelity_lsh.metric.parallel import mapped, outer_threads
 from torch_fidelity_lsh.metric.reduction import RESOLUTION, ReducedFeatures
 from torch_fidelity_lsh.metric.spacing import NUM_ANCHORS, Spacing
@@ -124,7 +125,14 @@ class PrecisionRecall:
         return math.hypot(slopes[0] * self.precision_stderr, slopes[1] * self.recall_stderr)
 
     def interval(self, name: str) -> tuple[float, float]:
-        """Return the 95 % confidence interval of ``"precision"``, ``"recall"`` or ``"f_score"``, within [0, 1]."""
+        """Return the 95 % confidence interval of ``"precision"``, ``"recall"`` or ``"f_score"``, within [0, 1].
+
+        Raises:
+            ValueError: The name is none of these.
+        """
+        known = "precision", "recall", "f_score"
+        if name not in known:
+            raise ValueError(f"name must be one of {', '.join(known)}; got {name!r}{did_you_mean(name, known)}")
         value = self.f_score if name == "f_score" else getattr(self, f"{name}_unclipped")
         half = 1.96 * getattr(self, f"{name}_stderr")
         # From the clipped value down: never a point, however far above 1 the unclipped one is.

@@ -6,6 +6,11 @@ import difflib
 from collections.abc import Iterable
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, empty if it has none."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of an error message that suggests the known name nearest to a mistyped one.
 
