@@ -1,7 +1,9 @@
 """The command line: results on stdout, everything else on stderr, mistakes in one line."""
 
 import argparse
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -103,6 +105,21 @@ def test_upstreams_options_arrive(shift_metric, inputs, monkeypatch):
     expected |= {"batch_size": 7, "kid_subsets": 3, "shift": True, "shift_scale": 1.0, "fid": False}
     assert expected.items() <= seen.items()
     assert not seen.keys() & {"no_cache", "silent", "json", "gpu", "cpu"}
+
+
+@pytest.mark.parametrize(("options", "wanted"), [(["--gpu", "2,3"], ("2,3", True)), (["--cpu"], ("0", False))])
+def test_ranks_take_the_gpus_that_are_asked_for(options, wanted, inputs, monkeypatch):
+    seen = []
+
+    def ranks(cuda):
+        seen.append((os.environ["CUDA_VISIBLE_DEVICES"], cuda))
+        return contextlib.nullcontext()
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(cli, "ranks_of_torchrun", ranks)
+    monkeypatch.setattr(cli, "calculate_metrics", lambda **kwargs: {})
+    assert main([*inputs, *options, "--fid"]) == 0
+    assert seen == [wanted]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from conftest import CountingExtractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from torch_fidelity_lsh import calculate_metrics, create_reference
+from torch_fidelity_lsh import calculate_by_class, calculate_metrics, create_reference, create_statistics
 from torch_fidelity_lsh.streaming import LSHPrecisionRecall
 
 CALL = {"feature_extractor": "counting", "cuda": False, "verbose": False, "save_cpu_ram": True, "lsh": True}
@@ -67,6 +67,21 @@ def test_ranks_return_the_numbers_of_one_process(counting_extractor, image_folde
     assert sorted(outcome[1] for outcome in outcomes) == [2, 8, 8, 8]
     # Cached features of the 14 real images are not extracted again.
     assert sum(outcome[4] for outcome in outcomes) == 26 + 26 + 12
+
+
+def test_every_call_may_be_told_to_work_alone(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    generated, real = torch.randn(2, 40, 4)
+    labels = [0] * 20 + [1] * 20
+    for call, inputs in (
+        (calculate_metrics, {"input1": generated, "input2": real, "lsh": True}),
+        (create_reference, {"input": real}),
+        (create_statistics, {"input": real}),
+        (calculate_by_class, {"input1": generated, "input2": real, "labels1": labels, "labels2": labels}),
+    ):
+        assert call(**inputs, distributed=False, cuda=False, verbose=False) is not None
 
 
 def fail(rank, generated, real, broken):

@@ -24,7 +24,7 @@ from torch_fidelity_lsh.fidelity.calculate import (
     save_samples,
 )
 from torch_fidelity_lsh.fidelity.classes import calculate_by_class
-from torch_fidelity_lsh.fidelity.distributed import RanksError, on_first, rank_and_size, ranks_of_torchrun, together
+from torch_fidelity_lsh.fidelity.distributed import RanksError, on_first, rank_and_size, ranks_of_torchrun
 from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, MetricOption, plugin_keywords
 from torch_fidelity_lsh.fidelity.spaces import as_table
 from torch_fidelity_lsh.fidelity.statistics import save_statistics
@@ -60,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     make, run = _COMMANDS[command]
     parser = make()
     args = _parse_strictly(parser, argv[1:] if command else argv)
+    if args["gpu"] is not None:  # Before CUDA is looked at, which then keeps the devices it saw.
+        os.environ["CUDA_VISIBLE_DEVICES"] = args["gpu"]
     try:
         # Upstream's KID prints a remark to stdout.
-        with _short_warnings(parser.prog), ranks_of_torchrun(), redirect_stdout(sys.stderr):
+        with _short_warnings(parser.prog), ranks_of_torchrun(cuda=not args["cpu"]), redirect_stdout(sys.stderr):
             text, code = run(args)
             is_first = rank_and_size()[0] == 0
     except _USER_ERRORS as error:
@@ -132,15 +134,14 @@ def _watch(args: dict[str, Any]) -> tuple[str, int]:
 
 def _index(args: dict[str, Any]) -> tuple[str, int]:
     make, suffix = _FORMATS[args["format"]]
-    together(lambda: check_writable(args["output"], "--output", suffix) if rank_and_size()[0] == 0 else None)
+    on_first(lambda: check_writable(args["output"], "--output", suffix))
     text, summary = make(args["output"], {"input": args["input"], **_keywords_of_one_input(args)})
     return _as_json({"output": args["output"], **summary}) if args["json"] else f"{args['output']}: {text}", 0
 
 
 def _index_lsh(output: str, keywords: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     reference = create_reference(**keywords)
-    if rank_and_size()[0] == 0:
-        save_reference(reference, output)
+    on_first(lambda: save_reference(reference, output))
     source = f" from {reference.source}" if reference.source else ""
     return f"{len(reference)} samples, {reference.dimension} features each{source}", {
         "samples": len(reference),
@@ -152,18 +153,14 @@ def _index_lsh(output: str, keywords: dict[str, Any]) -> tuple[str, dict[str, An
 
 def _index_statistics(output: str, keywords: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     statistics = create_statistics(**keywords)
-    if rank_and_size()[0] == 0:
-        save_statistics(statistics, output)
+    on_first(lambda: save_statistics(statistics, output))
     source = f" from {statistics.source}" if statistics.source else ""
     summary = {"dimension": statistics.dimension, "source": statistics.source}
     return f"mean and covariance of {statistics.dimension} features{source}", summary
 
 
 def _index_samples(output: str, keywords: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    def write() -> int:
-        return save_samples(output, **keywords)
-
-    count = on_first(write)
+    count = on_first(lambda: save_samples(output, **keywords))
     return f"{count} images", {"samples": count}
 
 
@@ -410,8 +407,6 @@ def _keywords_of_one_input(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wants_cuda(args: dict[str, Any]) -> bool:
-    if args["gpu"] is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = args["gpu"]
     cuda = not args["cpu"] and os.environ.get("CUDA_VISIBLE_DEVICES", "") != ""
     if torch.cuda.is_available() and not cuda:
         print("CUDA is available but --gpu option is not specified", file=sys.stderr)

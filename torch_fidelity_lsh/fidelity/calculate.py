@@ -20,6 +20,7 @@ from torch_fidelity_lsh.fidelity import inputs, upstream
 from torch_fidelity_lsh.fidelity.distributed import (
     alone,
     gather_rows,
+    may_work_alone,
     meet,
     on_first,
     rank_and_size,
@@ -44,7 +45,8 @@ from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
 
 @default_modes()
-def calculate_metrics(*, distributed: bool = True, **kwargs: Any) -> dict[str, float]:
+@may_work_alone
+def calculate_metrics(**kwargs: Any) -> dict[str, float]:
     """Calculate torch-fidelity's metrics and the registered ones in one call.
 
     Accepts every keyword of ``torch_fidelity.calculate_metrics``, where they are documented, and those listed here.
@@ -99,9 +101,6 @@ def calculate_metrics(*, distributed: bool = True, **kwargs: Any) -> dict[str, f
         ValueError: A keyword is unknown, an input is missing, unusable or at odds with the other one, or no metric is
             requested. The message names the keyword, what was given, and what is accepted.
     """
-    if not distributed:
-        with alone():
-            return calculate_metrics(**kwargs)
     return calculate_watched(lambda job, looks, plan: None, **kwargs)
 
 
@@ -128,6 +127,7 @@ def calculate_watched(watch: Watch, **kwargs: Any) -> dict[str, float]:
 
 
 @default_modes()
+@may_work_alone
 @takes_modules
 def create_reference(**kwargs: Any) -> ReducedFeatures:
     """Reduce one set of samples to what ``lsh`` and ``lsh_knn`` need of it, to be compared with many others.
@@ -140,6 +140,7 @@ def create_reference(**kwargs: Any) -> ReducedFeatures:
         feature_layer_lsh: As there. Default: `None`, the extractor's layer for ``prc``.
         rng_seed: Must be that of the comparisons. Default: 2020.
         lsh_num_components: Must be that of the comparisons. Default: 128.
+        distributed: As there.
         **kwargs: Upstream's keywords of input and extraction; those of ``input2`` for the input.
 
     Raises:
@@ -152,6 +153,7 @@ def create_reference(**kwargs: Any) -> ReducedFeatures:
 
 
 @default_modes()
+@may_work_alone
 @takes_modules
 def create_statistics(**kwargs: Any) -> Statistics:
     """Extract mean and covariance of the features of one set of samples: all that ``fid`` needs of it.
@@ -163,6 +165,7 @@ def create_statistics(**kwargs: Any) -> Statistics:
         input: The samples, as ``input2`` of :func:`calculate_metrics`.
         feature_extractor: As there. Default: `None`, ``inception-v3-compat`` for images.
         feature_layer_fid: As there. Default: `None`, the extractor's layer for ``fid``.
+        distributed: As there.
         **kwargs: Upstream's keywords of input and extraction; those of ``input2`` for the input.
 
     Raises:

@@ -16,7 +16,7 @@ import torch
 from torch_fidelity_lsh.fidelity.array_files import look_at_npz, open_arrays
 from torch_fidelity_lsh.fidelity.calculate import calculate_watched
 from torch_fidelity_lsh.fidelity.datasets import DatasetSamples, FolderSamples
-from torch_fidelity_lsh.fidelity.distributed import on_first
+from torch_fidelity_lsh.fidelity.distributed import may_work_alone, on_first
 from torch_fidelity_lsh.fidelity.generators import GeneratorSamples
 from torch_fidelity_lsh.fidelity.image_arrays import ImageArraySamples
 from torch_fidelity_lsh.fidelity.plan import Job, Plan, refuse_spaces
@@ -105,6 +105,7 @@ class ByClass:
 
 
 @default_modes()
+@may_work_alone
 def calculate_by_class(
     *, labels1: Labels | None = None, labels2: Labels | None = None, metric: str = "lsh_knn", **kwargs: Any
 ) -> ByClass:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import timedelta
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from torch_fidelity_lsh.metric.messages import first_line
 
+Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
@@ -38,13 +39,28 @@ def alone() -> Iterator[None]:
         _alone.reset(token)
 
 
+def may_work_alone(function: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Let a function take the keyword ``distributed``, whose `False` has it work as if there were no other ranks."""
+
+    @wraps(function)
+    def wrapper(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        with nullcontext() if kwargs.pop("distributed", True) else alone():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
 @contextmanager
-def ranks_of_torchrun() -> Iterator[None]:
-    """Join the ranks that ``torchrun`` has started, if it has, for a ``with`` block; each takes a GPU of its own."""
+def ranks_of_torchrun(cuda: bool = True) -> Iterator[None]:
+    """Join the ranks that ``torchrun`` has started, if it has, for a ``with`` block.
+
+    Args:
+        cuda: Whether each takes a GPU of its own, where there are any. Default: `True`.
+    """
     if not dist.is_available() or not dist.is_torchelastic_launched() or dist.is_initialized():
         yield
         return
-    if torch.cuda.is_available():
+    if cuda and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
         dist.init_process_group("gloo", timeout=_meeting_time())

@@ -13,6 +13,7 @@ import torch
 from torch_fidelity_lsh.fidelity.calculate import calculate_watched
 from torch_fidelity_lsh.fidelity.classes import MEASURES, ByClass, Labels, deep_if_sorted, measure_classes
 from torch_fidelity_lsh.fidelity.datasets import DatasetSamples, FolderSamples, GoneSamples
+from torch_fidelity_lsh.fidelity.distributed import may_work_alone
 from torch_fidelity_lsh.fidelity.plan import Job, Plan, refuse_spaces
 from torch_fidelity_lsh.fidelity.registry import ACCOMPANY
 from torch_fidelity_lsh.fidelity.samples import Samples
@@ -60,6 +61,7 @@ class _Seen:
     plan: Plan
 
 
+@may_work_alone
 def write_report(
     path: str | os.PathLike[str],
     *,
