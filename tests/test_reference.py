@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch_fidelity import GenerativeModelModuleWrapper
 
 from torch_fidelity_lsh import (
     LSHConfig,
@@ -112,6 +113,22 @@ def test_reference_on_the_command_line(counting_extractor, image_folders, tmp_pa
         assert main(["--input1", generated, "--input2", second, "--lsh", *extraction]) == 0
     first, second = capsys.readouterr().out.split("lsh_precision:")[1:]
     assert first == second
+
+
+def test_samples_of_a_generator_are_reduced_each_drawn_once(counting_extractor):
+    drawn = []
+
+    class Noise(torch.nn.Module):
+        def forward(self, z):
+            drawn.append(len(z))
+            return (z.abs() * 60).clamp(0, 255).byte()[:, :3, None, None].expand(-1, 3, 8, 8)
+
+    model = GenerativeModelModuleWrapper(Noise(), 4, "normal", 0)
+    call = {**ON_IMAGES, "input": model, "input2_model_num_samples": 64, "batch_size": 16}
+    assert len(create_reference(**call)) == 64
+    assert drawn == [16] * 4
+    with pytest.raises(ValueError, match="^input: the generator failed on noise"):
+        create_reference(**{**call, "input": GenerativeModelModuleWrapper(torch.nn.Linear(5, 4), 4, "normal", 0)})
 
 
 def test_index_names_its_own_options(capsys):

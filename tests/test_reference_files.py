@@ -258,7 +258,7 @@ def test_images_of_other_sizes_are_not_written_as_one_array(tmp_path):
         def __getitem__(self, index):
             return torch.zeros(3, 8 + index // 2, 8, dtype=torch.uint8)
 
-    with pytest.raises(ValueError, match="input2: images differ in size: 8 x 8 first, then uint8, 2 x 3 x 9 x 8"):
+    with pytest.raises(ValueError, match="input: images differ in size: 8 x 8 first, then uint8, 2 x 3 x 9 x 8"):
         save_samples(tmp_path / "x.npz", input=Growing(), batch_size=2, cuda=False, save_cpu_ram=True)
     assert not list(tmp_path.iterdir())
 

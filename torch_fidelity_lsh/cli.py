@@ -187,6 +187,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 # Upstream's options of the input and of the extraction of features.
+_ONE_INPUT = "whatever --input2 of fidelity-lsh takes, but a generative model"
 _INDEX_OPTIONS = (
     "batch_size",
     "cache",
@@ -225,7 +226,7 @@ def make_index_parser() -> argparse.ArgumentParser:
         "Reduce one set of samples to a small file, to be --input2 of many calls with --lsh or --lsh-knn, "
         "or write it as other tools read it.",
     )
-    parser.add_argument("--input", required=True, help="the samples: whatever --input2 of fidelity-lsh takes")
+    parser.add_argument("--input", required=True, help=f"the samples: {_ONE_INPUT}")
     parser.add_argument("--output", required=True, help="file to write, ending in .safetensors, or .npz")
     parser.add_argument(
         "--format",
@@ -246,7 +247,7 @@ def make_compare_parser() -> argparse.ArgumentParser:
     )
     inputs = {"input1": "the generated samples", "against": "those of the other generator", "input2": "the real ones"}
     for name, samples in inputs.items():
-        parser.add_argument(_flag(name), required=True, help=f"{samples}: whatever --input2 of fidelity-lsh takes")
+        parser.add_argument(_flag(name), required=True, help=f"{samples}: {_ONE_INPUT}")
     parser.add_argument("--metric", choices=METRICS, default="lsh_knn", help="what is compared")
     parser.add_argument("--paired", action="store_true", help="row i of both generators comes from the same latent")
     parser.add_argument(
@@ -279,7 +280,7 @@ def make_memorization_parser() -> argparse.ArgumentParser:
     )
     inputs = ("the generated samples", "what the generator was trained on", "real samples that it was not trained on")
     for side, samples in enumerate(inputs, start=1):
-        parser.add_argument(f"--input{side}", required=True, help=f"{samples}: whatever --input2 of fidelity-lsh takes")
+        parser.add_argument(f"--input{side}", required=True, help=f"{samples}: {_ONE_INPUT}")
     _add_options_of_one_input(parser, ("num_components",))
     return parser
 

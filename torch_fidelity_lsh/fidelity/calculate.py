@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -146,8 +147,9 @@ def create_reference(**kwargs: Any) -> ReducedFeatures:
     Raises:
         ValueError: As :func:`calculate_metrics`.
     """
-    plan = _agreed_plan("create_reference", _of_one_input(kwargs, "lsh"))
-    (reduced,) = _features(2, plan, _create_extractors(plan)).values()
+    with _input_named("input"):
+        plan = _agreed_plan("create_reference", _of_one_input(kwargs, "lsh"), [2])
+        (reduced,) = _features(2, plan, _create_extractors(plan)).values()
     result: ReducedFeatures = share_first(reduced)
     return result
 
@@ -171,11 +173,12 @@ def create_statistics(**kwargs: Any) -> Statistics:
     Raises:
         ValueError: As :func:`calculate_metrics`.
     """
-    plan = _agreed_plan("create_statistics", _of_one_input(kwargs, "fid"))
-    job = plan.jobs[0]
-    look: Any = plan.at_hand(2, job)
-    if look is None:
-        (look,) = _features(2, plan, _create_extractors(plan)).values()
+    with _input_named("input"):
+        plan = _agreed_plan("create_statistics", _of_one_input(kwargs, "fid"), [2])
+        job = plan.jobs[0]
+        look: Any = plan.at_hand(2, job)
+        if look is None:
+            (look,) = _features(2, plan, _create_extractors(plan)).values()
     if isinstance(look, ReducedFeatures):
         raise ValueError("input is a reference, which keeps less than the features that mean and covariance are of")
     found = on_first(lambda: upstream.fid_statistics(look))
@@ -197,8 +200,8 @@ def save_samples(path: str | os.PathLike[str], **kwargs: Any) -> int:
         OSError: The file cannot be written.
     """
     check_writable(path, "path", ".npz")
-    with alone():
-        plan = _agreed_plan("save_samples", _of_one_input(kwargs, "fid"))
+    with alone(), _input_named("input"):
+        plan = _agreed_plan("save_samples", _of_one_input(kwargs, "fid"), [2])
         if 2 not in plan.samples:
             raise ValueError("input must be images, and holds features or statistics")
         samples = plan.samples[2]
@@ -214,19 +217,28 @@ def _of_one_input(kwargs: dict[str, Any], metric: str) -> dict[str, Any]:
     if source is None:
         raise ValueError("input is missing: it takes the samples to be reduced")
     refuse_spaces(kwargs, "what is made of one input")
-    return {**kwargs, "input1": source, "input2": source, metric: True}
+    return {**kwargs, "input2": source, metric: True}
 
 
-def _agreed_plan(function: str, kwargs: dict[str, Any]) -> Plan:
+def _agreed_plan(function: str, kwargs: dict[str, Any], sides: list[int] | None = None) -> Plan:
     """Make the plan of a call, the same on all ranks."""
     meet(function)
-    plan = together(lambda: make_plan(kwargs))
+    plan = together(lambda: make_plan(kwargs, sides))
     if rank_and_size()[1] > 1:
         refuse_differences(together(lambda: {"function": function, **plan.facts()}))
     return plan
 
 
 _NAME_OF_SIDE = re.compile(r'("[^"]*")|\binput[12]?\b')  # outside of what is quoted, such as paths
+
+
+@contextmanager
+def _input_named(name: str) -> Iterator[None]:
+    """Let errors call the one input as the caller does."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(_NAME_OF_SIDE.sub(lambda found: found[1] or name, str(error))) from error
 
 
 def _held_out(plan: Plan) -> ReducedFeatures | None:
@@ -241,10 +253,8 @@ def _held_out(plan: Plan) -> ReducedFeatures | None:
     other = {*plan.requested, "fid_statistics_file"}
     kept = {name: value for name, value in plan.given.items() if name not in other and not name.startswith("input")}
     source = {"feature_extractor": job.extractor, "feature_layer_lsh": job.layer if job.extractor else None}
-    try:
+    with _input_named("input3"):
         found: ReducedFeatures = create_reference(**{**kept, **source, "input": plan.call["input3"]})
-    except ValueError as error:
-        raise ValueError(_NAME_OF_SIDE.sub(lambda found: found[1] or "input3", str(error))) from error
     if len(found) < FEWEST_HELD_OUT:
         raise ValueError(f"input3 must hold at least {FEWEST_HELD_OUT} samples for memorization; got {len(found)}")
     return found

@@ -50,6 +50,7 @@ class Job:
 class Plan:
     """A checked call: what runs here on ready or extracted features, and what is left to upstream."""
 
+    sides: list[int]
     requested: list[str]
     given: dict[str, Any]
     call: dict[str, Any]
@@ -66,8 +67,8 @@ class Plan:
 
     def extracts(self, job: Job, side: int | None = None) -> bool:
         """Tell whether a job needs features to be extracted, of a side or of any."""
-        sides = sides_of([job.metric])
-        return any(self.at_hand(each, job) is None for each in sides if side in (None, each))
+        sides = (each for each in sides_of([job.metric]) if each in self.sides and side in (None, each))
+        return any(self.at_hand(each, job) is None for each in sides)
 
     def facts(self) -> dict[str, str]:
         """Return what must be alike on all ranks, by keyword, in words."""
@@ -103,8 +104,12 @@ def _in_words(features: Features) -> str:
     return f"{' x '.join(map(str, features.shape))}, {digest_of({'': features})[:16]}"
 
 
-def make_plan(kwargs: dict[str, Any]) -> Plan:
+def make_plan(kwargs: dict[str, Any], sides: list[int] | None = None) -> Plan:
     """Check the keywords of a fidelity call and read the inputs that are ready features.
+
+    Args:
+        kwargs: The keywords.
+        sides: Numbers of the inputs that are looked at. Default: `None`, those that the metrics need.
 
     Raises:
         ValueError: As :func:`~torch_fidelity_lsh.calculate_metrics`.
@@ -114,21 +119,21 @@ def make_plan(kwargs: dict[str, Any]) -> Plan:
     call = {**upstream.DEFAULTS, **plugin_keywords(), **given}
     requested = _requested_metrics(call)
     _check_options(requested, call)
-    sides = sides_of(requested)
+    sides = sides or sides_of(requested)
     _check_spaces(requested, call, sides)
     statistics = _read_statistics(requested, sides, call)
     ready_sides = [side for side in sides if inputs.is_ready(call[f"input{side}"])]
     samples = _open_inputs(call, sides, ready_sides)
     call["cuda"] = _usable_cuda(call, needed="cuda" in given or ready_sides != sides)
     call["verbose"] = call["verbose"] and rank_and_size()[0] == 0
-    jobs = _jobs(requested, call, ready_sides, statistics)
+    jobs = _jobs(requested, call, sides, ready_sides, statistics)
     looking = [job for job in jobs if job.metric != _FID]
     ready = {side: _read_ready(side, looking if side in statistics else jobs, call) for side in ready_sides}
     ready = {side: layers for side, layers in ready.items() if layers}
     _refuse_other_sources(jobs, ready, statistics)
     counts = {side: len(next(iter(layers.values()))) for side, layers in ready.items()}  # type: ignore[arg-type]
     counts |= {side: count for side, each in samples.items() if (count := each.count()) is not None}
-    plan = Plan(requested, given, call, jobs, ready, samples, statistics)
+    plan = Plan(sides, requested, given, call, jobs, ready, samples, statistics)
     _look(plan)
     refuse_too_few(looking, counts, call)
     counts = {side: count for side, count in counts.items() if side not in statistics}
@@ -262,7 +267,11 @@ def _usable_cuda(call: dict[str, Any], needed: bool) -> bool:
 
 
 def _jobs(
-    requested: list[str], call: dict[str, Any], ready_sides: list[int], statistics: Mapping[int, Statistics]
+    requested: list[str],
+    call: dict[str, Any],
+    sides: list[int],
+    ready_sides: list[int],
+    statistics: Mapping[int, Statistics],
 ) -> list[Job]:
     """Choose what runs here: all metrics on features, in each space; the others are left to torch-fidelity."""
     on_features = (*upstream.feature_metrics(), *METRICS_REGISTRY)
@@ -270,12 +279,12 @@ def _jobs(
     if 1 in ready_sides and names != requested:
         others = ", ".join(name for name in requested if name not in names)
         raise ValueError(f"{others} cannot be calculated from ready features; input1 must be a generative model")
-    extract = ready_sides != sides_of(requested)
+    extract = ready_sides != sides
     spaces = call["feature_extractor"] if isinstance(call["feature_extractor"], list) else [call["feature_extractor"]]
     jobs = []
     for space in spaces:
         for metric in names:
-            needed = extract and not (metric == _FID and {1, 2} <= statistics.keys())
+            needed = extract and not (metric == _FID and set(sides) <= statistics.keys())
             extractor, layer = _extractor(metric, space, needed)
             shown = space if len(spaces) > 1 else ""
             jobs.append(Job(metric, extractor, _layer(metric, extractor, layer, call), shown))
