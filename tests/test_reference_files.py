@@ -13,6 +13,7 @@ from torch_fidelity_lsh import calculate_metrics, create_statistics, reduce_feat
 from torch_fidelity_lsh.cli import main
 from torch_fidelity_lsh.fidelity.array_files import read_blocks
 from torch_fidelity_lsh.fidelity.hook import installed
+from torch_fidelity_lsh.fidelity.statistics import read_statistics
 
 CALL = {"feature_extractor": "counting", "cuda": False, "verbose": False, "cache": False, "save_cpu_ram": True}
 FID = "frechet_inception_distance"
@@ -201,6 +202,14 @@ def test_the_word_on_resizing_comes_once_for_a_file_of_statistics(beside, sets, 
     calculate_metrics(**CALL, input1=Arrays(sets[0]), **given, fid_statistics_file=str(path), fid=True)
     (warning,) = [str(each.message) for each in recwarn if "clean-fid" in str(each.message)]
     assert warning.startswith("fid_statistics_file:")
+
+
+def test_an_array_of_another_tool_called_source_does_no_harm(statistics, tmp_path):
+    path = tmp_path / "stats.npz"
+    np.savez(path, **statistics, source="cifar10")
+    found = read_statistics(str(path), "input2")
+    assert np.array_equal(found.mu, statistics["mu"])
+    assert found.source == ""
 
 
 def test_images_beside_statistics_serve_several_extractors(sets, adm):

@@ -65,7 +65,7 @@ def holds_statistics(path: str) -> bool:
 
 
 def read_statistics(path: str, where: str, max_bytes: int | None = None) -> Statistics:
-    """Read ``mu`` and ``sigma`` of an ``.npz`` file; other arrays in it are not looked at.
+    """Read ``mu`` and ``sigma`` of an ``.npz`` file, and what :func:`save_statistics` has kept of their source.
 
     Args:
         path: The file.
@@ -75,9 +75,11 @@ def read_statistics(path: str, where: str, max_bytes: int | None = None) -> Stat
     Raises:
         ValueError: The file is damaged, or holds no sound statistics.
     """
+    kept = look_at_npz(path).get(_SOURCE)
+    knows_source = kept is not None and kept.dtype == np.uint8  # Another tool's array of this name is something else.
     with open_arrays(path, where, max_bytes) as arrays:
         mu, sigma = (np.asarray(arrays.read(name)) for name in ("mu", "sigma"))
-        source = np.asarray(arrays.read(_SOURCE)).tobytes().decode() if _SOURCE in arrays.names else ""
+        source = np.asarray(arrays.read(_SOURCE)).tobytes().decode(errors="replace") if knows_source else ""
     try:
         Statistics(mu, sigma)  # as they are
         return Statistics(mu.astype(np.float64), sigma.astype(np.float64), source)
