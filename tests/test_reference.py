@@ -127,7 +127,7 @@ def test_samples_of_a_generator_are_reduced_each_drawn_once(counting_extractor):
     call = {**ON_IMAGES, "input": model, "input2_model_num_samples": 64, "batch_size": 16}
     assert len(create_reference(**call)) == 64
     assert drawn == [16] * 4
-    with pytest.raises(ValueError, match="^input: the generator failed on noise"):
+    with pytest.raises(ValueError, match=r"^input: the generator failed on noise"):
         create_reference(**{**call, "input": GenerativeModelModuleWrapper(torch.nn.Linear(5, 4), 4, "normal", 0)})
 
 

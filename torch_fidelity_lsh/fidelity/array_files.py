@@ -90,7 +90,7 @@ def _failures_named(where: str) -> Iterator[None]:
 def _open_npy(path: str, limit: int) -> Iterator[Arrays]:
     with Path(path).open("rb") as file:
         size = Path(path).stat().st_size
-        yield Arrays(["features"], lambda _: _read_array(file, size, math.inf))
+        yield Arrays(["features"], lambda _: _read_array(file, size))
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def _open_npz(path: str, limit: int) -> Iterator[Arrays]:
             if size > limit:
                 raise _TooLargeError(f'array "{name}" of {Path(path).stat().st_size} bytes unpacks to {size}')
             with archive.open(members[name]) as member:
-                return _read_array(member, size, limit)
+                return _read_array(member, size)
 
         yield Arrays(list(members), read)
 
@@ -160,7 +160,7 @@ def read_blocks(path: str, name: str, where: str, rows: int) -> Iterator[npt.NDA
                 yield _read_values(stream, math.prod(block), dtype).reshape(block)
 
 
-def _read_array(stream: IO[bytes], size: int, limit: float) -> npt.NDArray[Any]:
+def _read_array(stream: IO[bytes], size: int) -> npt.NDArray[Any]:
     """Read an array of the ``.npy`` format, whose header and data must make up exactly ``size`` bytes."""
     shape, fortran_order, dtype = _read_header(stream, size)
     return _read_values(stream, math.prod(shape), dtype).reshape(shape, order="F" if fortran_order else "C")

@@ -26,7 +26,7 @@ def extract_features(
     samples: Samples,
     extractors: Mapping[str, Any],
     call: Mapping[str, Any],
-    check: Callable[[Extracted], None] = lambda features: None,
+    check: Callable[[Extracted], None],
 ) -> Extracted:
     """Extract the features of ``input1`` or ``input2`` in one pass, or read them from the cache.
 

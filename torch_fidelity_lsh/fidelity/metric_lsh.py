@@ -113,7 +113,6 @@ _OPTIONS = tuple(
         default=f.default,
         type=f.metadata["parse"],
         help=f.metadata["help"],
-        choices=f.metadata["choices"],
     )
     for name, f in option_fields().items()
 )

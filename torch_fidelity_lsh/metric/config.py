@@ -14,8 +14,8 @@ import numpy as np
 STOREY_LAMBDA = 0.65
 
 
-def _setting(default: Any, parse: type, text: str, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"parse": parse, "help": text, "choices": choices})
+def _setting(default: Any, parse: type, text: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": text})
 
 
 @dataclass(frozen=True)

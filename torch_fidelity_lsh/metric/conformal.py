@@ -189,7 +189,7 @@ def estimate(
     )
 
 
-def test_of_membership(folds: Sequence[Scored], crowding: Sequence[Crowding], num_members: int) -> float:
+def membership_pvalue(folds: Sequence[Scored], crowding: Sequence[Crowding], num_members: int) -> float:
     """Return the p-value of the hypothesis that all assessed samples are members, against some being strangers.
 
     The estimate at a small lambda, below 1 by how many of the standard errors that it has if they are (one-sided

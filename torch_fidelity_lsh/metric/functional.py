@@ -23,7 +23,7 @@ from torch_fidelity_lsh.metric import lsh, lsh_knn
 from torch_fidelity_lsh.metric.anchors import SHARE_OF_ANCHORS
 from torch_fidelity_lsh.metric.arrays import as_features
 from torch_fidelity_lsh.metric.config import LSHConfig
-from torch_fidelity_lsh.metric.conformal import Crowding, Estimate, Scored, estimate, test_of_membership
+from torch_fidelity_lsh.metric.conformal import Crowding, Estimate, Scored, estimate, membership_pvalue
 from torch_fidelity_lsh.metric.coordinates import Coordinates, distances_to
 from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.members import Members, content_hash
@@ -338,7 +338,7 @@ def _assess(metric: str, assessed: Side, members: Side, config: LSHConfig) -> tu
     rows, spacings = assessed.members.of_row, (assessed.spacing, members.spacing)
     crowding = [Crowding.of(fold, rows, *spacings) for fold in folds]
     common = folds, crowding, len(members.members.values)
-    return estimate(*common, config.storey_lambda), test_of_membership(*common)
+    return estimate(*common, config.storey_lambda), membership_pvalue(*common)
 
 
 def _warn_of_collapse(estimates: dict[str, Estimate]) -> None:
