@@ -115,7 +115,7 @@ def _entries(root: Path) -> list[tuple[str, str, float]]:
             files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
             status = [(each.relative_to(root).as_posix(), each.stat()) for each in files]
             # What copies and unpacks keeps the time of the content, not that of the change.
-            changed = max((max(each.st_mtime, each.st_ctime) for _, each in status), default=0.0)
+            changed = max((max(each.st_mtime, each.st_ctime) for _, each in status), default=path.stat().st_ctime)
         except FileNotFoundError:  # It goes while it is looked at; there is another look.
             continue
         digest = hashlib.sha256()
