@@ -124,6 +124,28 @@ def test_pruning_after_training_leaves_the_largest_weights():
 
 
 @pytest.mark.parametrize(
+    ("density", "message"),
+    [
+        (0.5, "density must be at most that of the network, 0.2473, .* got 0.5"),
+        (1.5, "density must be a number above 0, at most 1; got 1.5"),
+        (0, "density must be a number above 0, at most 1; got 0"),
+    ],
+)
+def test_a_density_that_pruning_cannot_reach_is_refused_and_the_network_stays(density, message):
+    masks = MaskSet(network(), 0.25)
+    before = masks.flat_weights()
+    with pytest.raises(CompressionError, match=message):
+        prune_by_magnitude(masks, density)
+    assert torch.equal(masks.flat_weights(), before)
+    prune_by_magnitude(masks, masks.density)
+    assert torch.equal(masks.flat_weights(), before)
+
+
+def test_no_candidates_are_chosen_where_fewer_than_none_are_asked_for():
+    assert not highest(torch.rand(9), torch.ones(9, dtype=torch.bool), -2, seeded(0)).any()
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: DropGrow(0), "interval must be an integer of at least 1; got 0"),

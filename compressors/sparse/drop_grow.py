@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from compressors.common.checks import check_choice, check_count
+from compressors.common.checks import check_choice, check_count, check_density
+from compressors.errors import CompressionError
 from compressors.sparse.masks import MaskSet
 from compressors.sparse.schedule import Schedule
 
@@ -47,14 +48,14 @@ def highest(scores: Tensor, candidates: Tensor, count: int, random: torch.Genera
     Args:
         scores: float of N elements on the CPU; what is not finite counts as 0.
         candidates: bool of N elements.
-        count: how many, 0 or more.
+        count: how many; none if it is below 0.
         random: source of the tie-breaks.
     """
     places = candidates.nonzero().flatten()
     places = places[torch.randperm(len(places), generator=random)]
     ranked = scores[places].nan_to_num(nan=0, posinf=0, neginf=0).argsort(descending=True, stable=True)
     chosen = torch.zeros_like(candidates)
-    chosen[places[ranked[:count]]] = True
+    chosen[places[ranked[: max(count, 0)]]] = True
     return chosen
 
 
@@ -86,9 +87,18 @@ def exchange(masks: MaskSet, share: float, gradients: Tensor | None, random: tor
 def prune_by_magnitude(masks: MaskSet, density: float) -> None:
     """Drop the smallest weights of a trained network until ``round(density * total)`` are left, and zero them.
 
+    Raises `CompressionError` where `density` is not above 0 and at most 1, or more than there is now.
+
     Source: Han et al. 2015 (arXiv 1506.02626), with one threshold for the network, and without retraining.
     """
-    masks.assign(drop(masks, masks.active - round(density * masks.total), torch.Generator().manual_seed(0)))
+    check_density("density", density)
+    count = masks.active - round(density * masks.total)
+    if count < 0:
+        raise CompressionError(
+            f"density must be at most that of the network, {masks.density:.4g}, from which weights are dropped; "
+            f"got {density!r}"
+        )
+    masks.assign(drop(masks, count, torch.Generator().manual_seed(0)))
 
 
 def reset_optimizer_state(optimizers: Iterable[Optimizer], masks: MaskSet, changed: Tensor) -> None:
