@@ -177,6 +177,8 @@ def test_the_finished_average_has_batch_statistics_of_its_own():
     assert torch.allclose(finished[2].running_mean, inner.view(64, 8, 4, 4).mean((0, 2, 3)), atol=1e-6)
     conditional = loop.sparse.finished_generator([(z,)])
     assert torch.equal(conditional(z), finished(z))
+    with pytest.raises(CompressionError, match="batches holds no batch"):
+        loop.sparse.finished_generator(iter([]))
     no_average = SparseTraining(small_generator(), small_discriminator(), replace(CONFIGS["static"], average=None))
     with pytest.raises(CompressionError, match="average must be a decay; got None"):
         no_average.finished_generator([z])

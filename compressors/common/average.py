@@ -1,8 +1,9 @@
-"""The moving average of a sparse generator, which is as sparse as the generator."""
+"""The moving average of a generator in training, which is as sparse as the generator."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from compressors.common.bake import independent_copy
 from compressors.common.checks import check_inputs
 from compressors.common.measure import copied
+from compressors.errors import CompressionError
 
 
 class _Unpacked(nn.Module):
@@ -42,8 +44,14 @@ def finished_average(average: AveragedModel, batches: Iterable[Any]) -> nn.Modul
     Args:
         average: of `moving_average`; left as it was.
         batches: forward arguments of the generator, tensors or tuples; some 100 batches of the size in training.
+
+    Raises:
+        CompressionError: there is no batch, as of a stream that was read before, or one is no arguments.
     """
     model = independent_copy(average.module)
-    tuples = (batch if isinstance(batch, tuple) else (batch,) for batch in batches)
-    update_bn(((check_inputs("each batch", batch),) for batch in tuples), _Unpacked(model))
+    tuples = ((check_inputs("each batch", batch if isinstance(batch, tuple) else (batch,)),) for batch in batches)
+    first = next(tuples, None)
+    if first is None:
+        raise CompressionError("batches holds no batch: batch norms would lose their statistics")
+    update_bn(chain([first], tuples), _Unpacked(model))
     return model.eval()

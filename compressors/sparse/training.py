@@ -147,7 +147,7 @@ class SparseTraining:
     def finished_generator(self, batches: Iterable[Any]) -> nn.Module:
         """Return a copy of the averaged generator in eval mode, its batch norms measured on `batches` of arguments.
 
-        Raises `CompressionError` where no average is kept.
+        Raises `CompressionError` where no average is kept, or there is no batch.
         """
         if self.average is None:
             raise CompressionError("config keeps no average of the generator: average must be a decay; got None")
