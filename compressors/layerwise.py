@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -86,12 +87,15 @@ def sensitivity(
         The costs, and a matplotlib figure of them: one line of points per way, the layers in the order of the model.
 
     Raises:
-        CompressionError: `ways` holds something else, or a way cannot treat the model at all.
+        CompressionError: `ways` holds something else or two of one name, or a way cannot treat the model at all.
         ImportError: without the extra ``plots``.
     """
     check_count("samples", samples)
     if not ways or not all(isinstance(way, Quantizer | ChannelPruner) for way in ways):
         raise CompressionError(f"ways must be Quantizer or ChannelPruner, one or more; got {ways!r}")
+    twice = [name for name, number in Counter(way.name for way in ways).items() if number > 1]
+    if twice:
+        raise CompressionError(f"ways: two are called {twice[0]!r}, which the table could not tell apart")
     original = baked_copy(model)
     device = next((parameter.device for parameter in original.parameters()), torch.device("cpu"))
     (inputs,) = drawn_batches(draw, samples, samples, seed, device)

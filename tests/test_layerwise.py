@@ -63,6 +63,18 @@ def test_table_and_picture_show_all_ways(tmp_path: Path) -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_two_ways_of_one_name_are_refused_in_place_of_showing_one_of_them() -> None:
+    with pytest.raises(CompressionError, match="ways: two are called 'quantize W4'"):
+        sensitivity(dcgan(), draw, [Quantizer(4), Quantizer(4, symmetric=False)], progress=False)
+
+
+def test_outputs_that_were_all_zero_and_are_not_any_more_are_no_identical_ones() -> None:
+    zeros, ones = [torch.zeros(4)], [torch.ones(4)]
+    assert sqnr_db(zeros, zeros) is None
+    assert sqnr_db(zeros, ones) < -3000
+    assert sqnr_db(ones, zeros) == 0
+
+
 def test_other_compressors_are_refused() -> None:
     with pytest.raises(CompressionError, match="ways must be Quantizer or ChannelPruner, one or more; got"):
         sensitivity(DCGAN(), draw, [Pipeline(Quantizer(4))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -131,12 +132,17 @@ def checked_outputs(model: nn.Module, inputs: tuple[Any, ...], reference: Sequen
 def sqnr_db(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float | None:
     """Return the signal to quantization noise ratio of outputs y for a reference r, in dB; None where both are equal.
 
-    10 log10(sum r^2 / sum (r - y)^2), summed over all tensors and elements, in float64.
+    10 log10(sum r^2 / sum (r - y)^2), summed over all tensors and elements, in float64; a reference of zeros counts as
+    the smallest number above 0.
     """
     pairs = [(_wide(r), _wide(o)) for r, o in zip(reference, outputs, strict=True)]
     signal = sum(float(r.square().sum()) for r, _ in pairs)
     noise = sum(float((r - o).square().sum()) for r, o in pairs)
-    return 10 * math.log10(signal / noise) if noise and signal else None
+    if not noise:
+        return None
+    if not signal:
+        return 10 * (math.log10(sys.float_info.min) - math.log10(noise))
+    return 10 * math.log10(signal / noise)
 
 
 def _wide(values: Tensor) -> Tensor:
