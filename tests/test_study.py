@@ -581,6 +581,12 @@ def test_a_sparse_network_is_a_row(study, generator):
     assert study([made]).rows[1].compressor == "sparse 0.2"
 
 
+def test_channels_pruned_by_layer_are_a_row_without_one_ratio(study):
+    whole, by_layer = study([ChannelPruner(0.5), ChannelPruner({"linear": 0.5})]).rows[1:]
+    assert (whole.status, whole.ratio) == ("measured", 0.5)
+    assert (by_layer.status, by_layer.ratio) == ("measured", None)
+
+
 def test_a_model_that_returns_other_images_than_the_generator_fails_as_a_row(study):
     table = study({"wide": Spy(channels=3), "W8": Quantizer(8)})
     assert table.rows[1].note == (

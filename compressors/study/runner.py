@@ -383,14 +383,15 @@ def _as_json(value: Any) -> Any:
 
 def _sizes(result: CompressedModel) -> dict[str, Any]:
     """Return the columns of a row that do not depend on images."""
-    layers, report = result.recipe.quantized.values(), result.report
+    layers, steps, report = result.recipe.quantized.values(), result.recipe.steps, result.report
     if isinstance(result.model, SeededGenerator):  # It does not show its weights.
         return {"sqnr_db": report.sqnr_db}
     weights = [(math.prod(layer.shape), layer.bits) for layer in layers]
     return {
         "bits": sum(n * bits for n, bits in weights) / sum(n for n, _ in weights) if weights else None,
         "act_bits": next((layer.act_bits for layer in layers if layer.act_bits), None),
-        "ratio": next((step["ratio"] for step in result.recipe.steps if "ratio" in step), None),
+        # Of a pruner by layer there is no one share.
+        "ratio": next((step["ratio"] for step in steps if isinstance(step.get("ratio"), int | float)), None),
         "parameters": report.after.parameters,
         # Kernels of others' quantized tensors are not all counted.
         "macs": None if has_foreign_tensors(result.model) else report.after.macs // EXAMPLES,
