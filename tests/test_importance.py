@@ -107,6 +107,31 @@ def test_the_latent_counts_only_where_it_passes() -> None:
     assert found.argsort()[:2].sort().values.tolist() == [0, 1] or found[:2].max() < found[2:].median()
 
 
+class Structured(nn.Module):
+    """Takes labels in a dict, a table for all samples, and a number as a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(LATENT + 2, 8), nn.Linear(8, 3)
+
+    def forward(self, z: Tensor, more: dict[str, Tensor], table: Tensor, scale: Tensor) -> Tensor:
+        return self.second(self.first(torch.cat([z, table[more["y"]]], 1)).relu()) * scale
+
+
+@pytest.mark.parametrize("name", [None, "fisher", "latent"])
+def test_samples_may_have_labels_in_a_dict_and_arguments_without_batch_dimension(name: str | None) -> None:
+    random = torch.Generator().manual_seed(0)
+
+    def batch(count: int) -> tuple[Any, ...]:
+        labels = torch.randint(12, (count,), generator=random)
+        table = torch.randn(12, 2, generator=torch.Generator().manual_seed(1))
+        return torch.randn(count, LATENT, generator=random), {"y": labels}, table, torch.tensor(2.0)
+
+    small = ChannelPruner(0.5, importance=name).compress(Structured(), batch(4), [batch(16)])
+    assert small.recipe.steps[-1]["importance"] == (name or "fisher")
+    assert small.model.first.out_features == 4
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("name", ["fisher", "latent", "lamp"])
 def test_every_family_of_generators_can_be_scored(family: Family, name: str) -> None:

@@ -10,7 +10,9 @@ from generators import FAMILIES, Family
 from models import UNet, resnet_generator
 from torch import nn
 
-from compressors import CompressionError, Quantizer, make_student
+from compressors import ChannelPruner, CompressionError, Quantizer, make_student
+from compressors.common.latency import batch_ms
+from compressors.common.measure import run
 from compressors.distil.costs import Costs, cost_table
 
 IMAGE = (torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1,)
@@ -32,6 +34,30 @@ def test_the_student_of_the_mobile_resnet_is_that_of_the_paper(init: str) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # instance norms know how many channels they get
         student(*IMAGE)
+
+
+def test_noise_of_a_model_on_the_cpu_leaves_gpus_alone_and_is_that_of_the_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fork, devices = torch.random.fork_rng, list[object]()
+
+    def forked(devices_: object = None, **options: object) -> object:
+        devices.append(options.get("devices", devices_))
+        return fork(devices=[])
+
+    monkeypatch.setattr(torch.random, "fork_rng", forked)
+    monkeypatch.setattr(torch, "manual_seed", None)  # which seeds GPUs too
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    inputs = (torch.zeros(8, 4),)
+    ChannelPruner(0.5).compress(model, inputs, [inputs])
+    make_student(model, inputs, 0.5)
+    batch_ms(model, inputs, torch.device("cpu"))
+    assert devices
+    assert all(found == [] for found in devices)
+    (noise,) = run(nn.Dropout(0.5), (torch.ones(100),), seed=3)
+    monkeypatch.undo()
+    torch.manual_seed(3)
+    assert torch.equal(noise, nn.Dropout(0.5)(torch.ones(100)))
 
 
 def test_the_student_of_the_unet_has_a_quarter_of_the_widths() -> None:

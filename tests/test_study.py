@@ -16,6 +16,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from compressors import ChannelPruner, CompressionError, ContractBroken, Distiller, Pipeline, Quantizer
 from compressors.sparse import MaskSet, hand_over, prune_by_magnitude
 from compressors.study import StudySettings, extract_features, measure_generator, run_study
+from compressors.study.features import Extractor
 from compressors.study.table import PRECISION_RECALL, Row, Table
 
 SETTINGS = StudySettings(
@@ -258,6 +259,16 @@ def test_all_rows_get_the_same_latents_and_the_teacher_others(study):
     # the rest belongs to the teacher, which is seen once.
     assert counts[-2:] == [1, 1]
     assert set(counts[:-2]) == {3, 18}
+
+
+def test_the_extractor_runs_on_the_device_that_it_is_given(monkeypatch):
+    class Weighted(Tiny):
+        def __init__(self, name, features_list, **kwargs):
+            super().__init__(name, features_list)
+            self.layer = nn.Linear(1, 1)
+
+    monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, "tiny", Weighted)
+    assert Extractor("tiny", None, torch.device("meta")).network.layer.weight.is_meta
 
 
 def test_reference_features_are_extracted_once(study, tiny):

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressors.common.text import described
@@ -47,9 +48,41 @@ def forward(model: nn.Module, inputs: Inputs, seed: int | None = None) -> Any:
     arguments = copied(inputs)
     if seed is None:
         return model(*arguments)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, *cuda_devices(model)):
         return model(*arguments)
+
+
+@contextmanager
+def seeded(seed: int, *devices: torch.device) -> Iterator[None]:
+    """Seed torch's random numbers on the CPU and, of `devices`, on those of CUDA, inside the block alone.
+
+    `torch.manual_seed` seeds all GPUs there are, which would initialise them for a model on the CPU.
+    """
+    cuda = [device for device in devices if device.type == "cuda"]
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for device in cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter or buffer; the CPU where it has none."""
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+
+def cuda_devices(model: nn.Module) -> list[torch.device]:
+    """Return the GPUs that a model is on; the current one, if any is in use, for a model that shows no tensors."""
+    devices = dict.fromkeys(tensor.device for tensor in chain(model.parameters(), model.buffers()))
+    if not devices and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return [torch.device("cuda", torch.cuda.current_device())]
+    return [device for device in devices if device.type == "cuda"]
+
+
+def batch_size(inputs: Any) -> int | None:
+    """Return the length of the first tensor with dimensions in forward arguments, in lists and dicts too, or None."""
+    return next((len(item) for item in tree_leaves(inputs) if isinstance(item, Tensor) and item.dim()), None)
 
 
 def run(model: nn.Module, inputs: Inputs, seed: int = 0) -> list[Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressors.common.measure import Inputs, copied, tensors_of
+from compressors.common.measure import Inputs, copied, cuda_devices, seeded, tensors_of
 
 
 def output_layers(model: nn.Module, inputs: Inputs, layers: tuple[type[nn.Module], ...]) -> list[str]:
@@ -30,8 +30,7 @@ def output_layers(model: nn.Module, inputs: Inputs, layers: tuple[type[nn.Module
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(True)
-        with torch.enable_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
+        with torch.enable_grad(), seeded(0, *cuda_devices(model)):
             outputs = list(tensors_of(model(*copied(inputs))))
     finally:
         for parameter, flag in flags:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +9,10 @@ import torch
 from torch import nn
 
 from compressors.common.bake import baked_copy
-from compressors.common.measure import Inputs, count_macs, run
+from compressors.common.latency import batch_ms
+from compressors.common.measure import Inputs, count_macs, device_of, run
 from compressors.common.text import aligned
 
-_RUNS = 5
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -41,15 +39,10 @@ class Costs:
         """Measure `model`, which is left as it was, in eval mode on forward arguments `inputs`."""
         copy = baked_copy(model)
         macs = count_macs(copy, inputs)
-        times = []
-        for _ in range(_RUNS + 1):  # the first one warms up
-            start = time.perf_counter()
-            run(copy, inputs)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
+        published = macs[""] + _published_extra(copy, inputs, macs)  # counting has warmed up
+        seconds = batch_ms(copy, inputs, device_of(copy)) / 1000
         parameters = sum(parameter.numel() for parameter in copy.parameters())
-        return cls(parameters, macs[""], macs[""] + _counted_twice(copy, inputs, macs), statistics.median(times[1:]))
+        return cls(parameters, macs[""], published, seconds)
 
 
 def cost_table(teacher: Costs, student: Costs) -> str:
@@ -63,7 +56,7 @@ def cost_table(teacher: Costs, student: Costs) -> str:
     return "\n".join(aligned(rows))
 
 
-def _counted_twice(model: nn.Module, inputs: Inputs, macs: dict[str, int]) -> int:
+def _published_extra(model: nn.Module, inputs: Inputs, macs: dict[str, int]) -> int:
     """Return what the published convention counts on top for transposed convolutions."""
     extra: list[int] = []
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from compressors.common.average import moving_average
 from compressors.common.files import read_file, write_file
 from compressors.common.generation import Draw, drawn
-from compressors.common.measure import copied, tensors_of
+from compressors.common.measure import copied, seeded, tensors_of
 from compressors.distil.losses import check_outputs
 from compressors.errors import CompressionError
 
@@ -369,14 +369,6 @@ def _check_loss(term: Loss, value: Any, output: Tensor) -> None:
 def _name_of(term: Loss) -> str:
     """Return the name of a loss."""
     return getattr(term, "__qualname__", type(term).__name__)
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's random numbers on the CPU and on `device` inside the block alone."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from compressors.common.generation import SEED
 from compressors.common.measure import Inputs, run
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-_SEED = 2020
 
 
 def positions(model: nn.Module) -> nn.Module:
@@ -87,7 +87,7 @@ def _cast(item: Any, dtype: torch.dtype) -> Any:
 
 
 def _randomised(model: nn.Module) -> nn.Module:
-    random, generator = copy.deepcopy(model), torch.Generator().manual_seed(_SEED)
+    random, generator = copy.deepcopy(model), torch.Generator().manual_seed(SEED)
     for name, parameter in random.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
         if parameter.dim() > 1:

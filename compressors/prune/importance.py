@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from compressors.common.extras import extra
-from compressors.common.measure import Inputs, copied, tensors_of
+from compressors.common.measure import Inputs, batch_size, copied, cuda_devices, seeded, tensors_of
 from compressors.core.graph import output_layers
 from compressors.errors import CompressionError
 from compressors.prune._torch_pruning import PRUNABLE_LAYERS
@@ -71,8 +72,7 @@ class GateImportance:
         hooks = [layer.register_forward_pre_hook(close) for layer in layers]
         hooks += [layer.register_forward_hook(keep) for layer in layers]
         try:
-            with torch.enable_grad(), torch.random.fork_rng():
-                torch.manual_seed(0)
+            with torch.enable_grad(), seeded(0, *cuda_devices(model)):
                 outputs = [output for output in tensors_of(model(*copied(inputs))) if output.requires_grad]
                 if not outputs or not seen:
                     raise CompressionError("importance: no output of the model has a gradient; use importance='l2'")
@@ -133,11 +133,11 @@ def latent_sensitivity(model: nn.Module, inputs: Inputs) -> GateImportance:
     Floating-point arguments are moved by noise; a score is the mean absolute derivative of the L1 distance that this
     makes between the outputs.
     """
-    random = torch.Generator().manual_seed(0)
+    random, size = torch.Generator().manual_seed(0), batch_size(inputs)
 
     def pair(item: Any) -> Any:
-        if not isinstance(item, Tensor) or len(item) != len(inputs[0]):
-            return item
+        if not isinstance(item, Tensor) or not item.dim() or len(item) != size:
+            return item  # It has no batch dimension.
         if not item.is_floating_point():
             return torch.cat([item, item])
         noise = torch.randn(item.shape, generator=random, dtype=item.dtype).to(item.device)
@@ -148,7 +148,7 @@ def latent_sensitivity(model: nn.Module, inputs: Inputs) -> GateImportance:
         yield torch.stack([(first - second).abs().sum() for first, second in halves]).sum()
 
     return GateImportance(
-        model, tuple(map(pair, inputs)), scalars, lambda rows: torch.stack(rows.chunk(2)).sum(0).abs().mean(0)
+        model, tree_map(pair, inputs), scalars, lambda rows: torch.stack(rows.chunk(2)).sum(0).abs().mean(0)
     )
 
 

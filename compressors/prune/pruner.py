@@ -10,10 +10,19 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from compressors.common.checks import check_choice, check_inputs, check_patterns, check_share, did_you_mean, matching
+from compressors.common.checks import (
+    check_choice,
+    check_count,
+    check_inputs,
+    check_patterns,
+    check_share,
+    did_you_mean,
+    matching,
+)
 from compressors.common.generation import SEED, Draw, drawn_batches
-from compressors.common.measure import Inputs
+from compressors.common.measure import Inputs, batch_size, device_of
 from compressors.core.coverage import PASSIVE_LAYERS, check_coverage, describe, uncovered_parameters
 from compressors.core.model import CompressedModel
 from compressors.core.recipe import layer_sizes
@@ -85,9 +94,13 @@ class ChannelPruner(Stage):
         check_choice("scope", self.scope, ("local", "global"))
         if isinstance(self.ratio, Mapping) and self.scope == "global":
             raise CompressionError('scope: "global" takes one ratio for all layers; got one for each')
-        if self.round_to is not None and (not isinstance(self.round_to, int) or self.round_to < 1):
-            raise CompressionError(f"round_to must be a positive integer or None; got {self.round_to!r}")
+        if self.round_to is not None:
+            check_count("round_to", self.round_to)
         check_patterns("exclude", self.exclude)
+        if not isinstance(self.param_dims, Mapping):
+            raise CompressionError(
+                f"param_dims must be a mapping of names of parameters to dimensions; got {self.param_dims!r}"
+            )
         check_share("min_coverage", self.min_coverage)
         check_share("min_effect", self.min_effect)
 
@@ -148,8 +161,7 @@ class ChannelPruner(Stage):
         if callable(self.importance) or self.importance in ("l2", "lamp"):
             return None
         if self.draw is not None:
-            device = next(work.model.parameters()).device
-            return next(drawn_batches(self.draw, SAMPLES, SAMPLES, SEED, device))
+            return next(drawn_batches(self.draw, SAMPLES, SAMPLES, SEED, device_of(work.model)))
         if work.calibration is None:
             if self.importance is not None:
                 raise CompressionError(f"importance={self.importance!r} needs samples: give draw, or calibration")
@@ -158,7 +170,13 @@ class ChannelPruner(Stage):
             batch = check_inputs("each calibration batch", next(iter(work.calibration)))
         except StopIteration:
             raise CompressionError("calibration holds no batch") from None
-        return tuple(item[:SAMPLES] if isinstance(item, Tensor) and item.dim() else item for item in batch)
+        size = batch_size(batch)
+
+        def few(item: Any) -> Any:
+            return item[:SAMPLES] if isinstance(item, Tensor) and item.dim() and len(item) == size else item
+
+        samples: Inputs = tree_map(few, batch)
+        return samples
 
     def _channel_dims(
         self, loose: Mapping[str, nn.Parameter], model: nn.Module, whole: Container[str]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch
 from torch import nn
 
 from compressors.common.checks import check_choice, check_count
 from compressors.common.generation import SEED
-from compressors.common.measure import Inputs
+from compressors.common.measure import Inputs, cuda_devices, seeded
 from compressors.prune.pruner import ChannelPruner
 
 
@@ -21,7 +20,7 @@ def make_student(
     init: Literal["fresh", "pruned"] = "fresh",
     *,
     exclude: Sequence[str] = (),
-    param_dims: Mapping[str, int] | None = None,
+    param_dims: Mapping[str, int | None] | None = None,
     seed: int = SEED,
 ) -> nn.Module:
     """Return a narrower generator: same inputs, same shape of outputs, `ratio` of the channels less in every layer.
@@ -55,8 +54,7 @@ def make_student(
     pruner = ChannelPruner(ratio, importance="l2", exclude=exclude, param_dims=param_dims or {})
     student = pruner.compress(teacher, example_inputs).model
     if init == "fresh":
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed, *cuda_devices(student)):
             for module in student.modules():
                 reset = getattr(module, "reset_parameters", None)
                 if callable(reset):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from compressors.common.checks import check_bits, check_inputs, check_patterns, check_share, matching
-from compressors.common.measure import Inputs, called_layers
+from compressors.common.measure import Inputs, batch_size, called_layers
 from compressors.common.text import described
 from compressors.core.clip import ClipLike, check_clip
 from compressors.core.coverage import check_coverage, check_layers, uncovered_layers
@@ -255,14 +255,10 @@ def merged_calibration(calibration: Iterable[Any] | None, inputs: Inputs) -> Inp
             raise CompressionError(
                 f"calibration has a batch of another structure than example_inputs: {other} for {structure}"
             )
-    sizes = [_batch_size(values) for values, _ in leaves]
+    sizes = [batch_size(values) for values, _ in leaves]
     columns = zip(*(values for values, _ in leaves), strict=True)
     joined: Inputs = tree_unflatten([_joined(column, sizes) for column in columns], structure)
     return joined
-
-
-def _batch_size(values: Sequence[Any]) -> int | None:
-    return next((len(value) for value in values if isinstance(value, Tensor) and value.dim()), None)
 
 
 def _joined(values: Sequence[Any], sizes: Sequence[int | None]) -> Any:

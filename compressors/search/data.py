@@ -14,7 +14,7 @@ from tqdm import tqdm
 from compressors.common.checks import check_module
 from compressors.common.files import digest, read_file, write_file
 from compressors.common.generation import Draw, drawn
-from compressors.common.measure import Inputs
+from compressors.common.measure import Inputs, device_of
 from compressors.core.model import CompressedModel
 from compressors.errors import CompressionError
 
@@ -119,8 +119,7 @@ def known_outputs(
 def example(draw: Any, model: nn.Module | CompressedModel, seed: int) -> Inputs:
     """Return the forward arguments of one sample on the device of `model`."""
     network = model.model if isinstance(model, CompressedModel) else check_module("teacher", model)
-    parameter = next(network.parameters(), torch.empty(0))
-    return drawn(split(draw)[0], 1, torch.Generator().manual_seed(seed), parameter.device)
+    return drawn(split(draw)[0], 1, torch.Generator().manual_seed(seed), device_of(network))
 
 
 def _key(image: Tensor) -> bytes:

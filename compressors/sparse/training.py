@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from compressors.common.average import finished_average, moving_average
 from compressors.common.checks import check_module, check_values
+from compressors.common.measure import device_of
 from compressors.errors import CompressionError
 from compressors.sparse.balance import BalanceMeter, Scores, measured_scores
 from compressors.sparse.checkpoint import read_checkpoint, write_checkpoint
@@ -86,7 +87,7 @@ class SparseTraining:
             _unwrapped("discriminator", discriminator),
         )
         # Before masks are drawn: weights zeroed by masks that differed between ranks would differ for good.
-        seed = int(from_first_rank(torch.tensor(config.seed), _device(self.generator)))
+        seed = int(from_first_rank(torch.tensor(config.seed), device_of(self.generator)))
         self.generator_masks = MaskSet(
             self.generator, config.generator_density, config.allocation, seed, config.generator_exclude
         )
@@ -210,7 +211,7 @@ class SparseTraining:
         return exchange(masks, share, self._gradients, self._random)
 
     def _assign(self, network: nn.Module, masks: MaskSet, flat: Tensor) -> None:
-        before, after = masks.flat(), from_first_rank(flat, _device(network))
+        before, after = masks.flat(), from_first_rank(flat, device_of(network))
         masks.assign(after)
         if self.config.optimizer_state == "reset":
             reset_optimizer_state(self.optimizers, masks, before ^ after)
@@ -260,10 +261,6 @@ class SparseTraining:
             CompressionError: the file is damaged, of other settings, or of other weights than the networks have now.
         """
         self.load_state_dict(read_checkpoint(Path(path), self.config, (self.generator, self.discriminator)))
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 
 def _unwrapped(argument: str, network: Any) -> nn.Module:

@@ -35,7 +35,8 @@ class Extractor:
     def __init__(self, name: str, layer: str | None, device: torch.device) -> None:
         chosen = chosen_layer(name, layer)
         self.device = device
-        self.network = upstream.create_feature_extractor(name, [chosen], cuda=device.type == "cuda", verbose=False)
+        # Not by its own ``cuda``, which means the current GPU.
+        self.network = upstream.create_feature_extractor(name, [chosen], cuda=False, verbose=False).to(device)
 
     def __call__(self, images: Iterable[Tensor]) -> Tensor:
         """Return the features, float32 N x D on the CPU, of batches of images, uint8 B x 3 x H x W."""

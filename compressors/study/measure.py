@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compressors.common.bake import baked_copy
 from compressors.common.checks import check_module
 from compressors.common.generation import Draw, check_range, drawn_batches, generated, to_images
-from compressors.common.measure import Inputs, forward
+from compressors.common.measure import Inputs, device_of, forward
 from compressors.common.text import described
 from compressors.core.model import CompressedModel
 from compressors.errors import CompressionError
@@ -193,8 +193,3 @@ def changes(
 def module_of(argument: str, model: Any) -> nn.Module:
     """Return the module of a model or `CompressedModel`; raise `CompressionError` for anything else."""
     return check_module(argument, model.model if isinstance(model, CompressedModel) else model)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first tensor; the CPU where it has none."""
-    return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))

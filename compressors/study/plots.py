@@ -13,6 +13,7 @@ from torchvision.utils import save_image
 
 from compressors.common.extras import extra
 from compressors.common.files import whole_file
+from compressors.study.settings import STRIP
 from compressors.study.table import DISTANCES, PRECISION_RECALL, Row, Score, Table
 
 with extra("plots"):
@@ -23,8 +24,6 @@ with extra("plots"):
 
 PICTURED = 64
 """Samples in the picture of a row."""
-
-_STRIP = 8  # Samples in a line of a row's picture; the picture of all rows shows the first line of each.
 
 _WIDTH = 4.6
 """Of one drawing, in inches; a column of the legend has as much."""
@@ -60,7 +59,7 @@ def save_samples(batches: Iterable[Tensor], path: Path) -> None:
     """Write the first 64 images of batches, uint8 B x 3 x H x W, as one PNG without gaps, 8 in a line."""
     images = torch.cat([batch.cpu() for batch in batches])[:PICTURED]
     with whole_file(path) as temporary:
-        save_image(images.float() / 255, temporary, nrow=_STRIP, padding=0)
+        save_image(images.float() / 255, temporary, nrow=STRIP, padding=0)
 
 
 def is_picture(path: Path) -> bool:
@@ -111,7 +110,7 @@ def _samples(rows: list[Row], folder: Path) -> Figure:
     figure = Figure(figsize=(7, 0.6 * len(rows)), layout="constrained")
     for row, axes in zip(rows, figure.subplots(len(rows), 1, squeeze=False)[:, 0], strict=True):
         image = imread(folder / row.samples)
-        axes.imshow(image[: image.shape[1] // _STRIP])
+        axes.imshow(image[: image.shape[1] // STRIP])
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_ylabel(row.compressor, rotation=0, ha="right", va="center", fontsize=7)

@@ -11,11 +11,11 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from compressors.common.extras import extra
 from compressors.errors import CompressionError
+from compressors.study.settings import STRIP
 
 with extra("report"):
     from torch_fidelity_lsh.report.page import as_source, file_as_source, write_page
 
-_STRIP = 8  # samples in a line of a row's picture, which has no gaps
 _SUFFIXES = ("", "-bits", "-ratio", "-path", "-size")
 
 
@@ -70,7 +70,7 @@ def _strip(path: Path) -> str:
     """Return the first line of samples of a row's picture as the source of an image, in full."""
     try:
         with Image.open(path) as picture:
-            line = picture.convert("RGB").crop((0, 0, picture.width, picture.width // _STRIP))
+            line = picture.convert("RGB").crop((0, 0, picture.width, picture.width // STRIP))
     except OSError as error:
         raise CompressionError(f"{path} cannot be read as a picture of the study: {error}") from error
     return as_source(pil_to_tensor(line), largest=None)

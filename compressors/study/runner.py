@@ -21,7 +21,8 @@ from compressors.common.bake import baked_copy, independent_copy
 from compressors.common.files import digest
 from compressors.common.foreign import has_foreign_tensors
 from compressors.common.generation import Draw
-from compressors.common.measure import copied, count_macs, run, sqnr_db
+from compressors.common.latency import batch_ms
+from compressors.common.measure import copied, count_macs, device_of, run, sqnr_db
 from compressors.common.text import described, versions
 from compressors.core.model import CompressedModel, Compressor
 from compressors.core.recipe import Recipe
@@ -31,8 +32,7 @@ from compressors.errors import CompressionError, ContractBroken
 from compressors.study.cache import KeptRows, read_features, write_features
 from compressors.study.features import Extractor, Reference, as_reference, chosen_layer, is_features, reference_batches
 from compressors.study.identity import Identity, identify
-from compressors.study.latency import batch_ms
-from compressors.study.measure import EXAMPLES, Sampler, changes, device_of, module_of, scores
+from compressors.study.measure import EXAMPLES, Sampler, changes, module_of, scores
 from compressors.study.pairs import PAIRS, paired_scores
 from compressors.study.plots import PICTURED, is_picture, save_pictures, save_samples
 from compressors.study.seeded import SeededGenerator, as_generator, as_way

@@ -14,6 +14,9 @@ from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY
 
 REFERENCES = ("real", "teacher")
 
+STRIP = 8
+"""Samples in a line of the picture of a row, which has no gaps; the picture of all rows shows the first of each."""
+
 
 @dataclass(frozen=True)
 class StudySettings:

@@ -1,4 +1,4 @@
-"""How long a generator takes for an image."""
+"""How long a model takes for a batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BATCHES = 5
 
 def batch_ms(model: nn.Module, inputs: Inputs, device: torch.device) -> float:
     """Return the milliseconds of a forward pass on `inputs`, the median of 5; the caller's random state stays."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return 1000 * statistics.median(_seconds(model, inputs, device) for _ in range(_BATCHES))
 
 
