@@ -98,6 +98,7 @@ def test_style_in_half_precision_is_computed_in_single() -> None:
     [
         ({"pixel": 0}, "all 0"),
         ({"tv": -1}, "tv must be a weight of at least 0; got -1"),
+        ({"pixel": "1"}, "pixel must be a weight of at least 0; got '1'"),
         ({"style": 1}, r"need features, such as compressors\.distil\.vgg16"),
         ({"pixel_norm": "l2"}, "pixel_norm must be one of l1, mse; got 'l2'"),
     ],
@@ -197,7 +198,7 @@ def test_p6_everything_is_restored_also_when_a_step_fails() -> None:
     before = everything(discriminator)
 
     def fails() -> None:
-        with frozen(discriminator, None):
+        with frozen(discriminator):
             discriminator.eval()(images())
             discriminator.train()(images())
             raise RuntimeError("broken")
@@ -205,6 +206,14 @@ def test_p6_everything_is_restored_also_when_a_step_fails() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         fails()
     assert same(before, everything(discriminator))
+
+
+def test_a_weight_that_is_no_number_and_a_layer_that_features_do_not_give_are_named() -> None:
+    with pytest.raises(CompressionError, match="pixel must be a weight of at least 0; got '1'"):
+        Weights(pixel="1")
+    loss = DistillDistance(content=1, features=lambda x: [x, x], content_layers=(2,))
+    with pytest.raises(CompressionError, match=r"content_layers must be positions of the 2 feature maps; got \(2,\)"):
+        loss(images(), images())
 
 
 def test_training_the_teacher_leaves_the_student_alone() -> None:

@@ -234,7 +234,9 @@ def test_large_images_are_cut_into_thicker_strips_with_a_warning() -> None:
     ("arguments", "message"),
     [
         ({"slices": ()}, "slices must be Rows, Columns or Patches"),
-        ({"distance_weight": -1.0}, "distance_weight must be a number of at least 0"),
+        ({"distance_weight": -1.0}, "distance_weight must be a weight of at least 0"),
+        ({"angle_weight": "2"}, "angle_weight must be a weight of at least 0; got '2'"),
+        ({"eps": None}, "eps must be a finite number; got None"),
         ({"distance_weight": 0, "angle_weight": 0}, "both 0"),
         ({"vertices": 0}, "vertices must be an integer of at least 1; got 0"),
         ({"max_items": 2}, "max_items must be an integer of at least 3; got 2"),

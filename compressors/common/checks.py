@@ -39,6 +39,12 @@ def check_number(argument: str, value: Any) -> None:
         raise CompressionError(f"{argument} must be a finite number; got {value!r}")
 
 
+def check_weight(argument: str, weight: Any) -> None:
+    """Raise `CompressionError` unless `weight` is a finite number of at least 0."""
+    if not _is_number(weight) or not 0 <= weight < math.inf:
+        raise CompressionError(f"{argument} must be a weight of at least 0; got {weight!r}")
+
+
 def check_count(argument: str, count: Any, least: int = 1) -> None:
     """Raise `CompressionError` unless `count` is an integer of at least `least`."""
     if not isinstance(count, int) or isinstance(count, bool) or count < least:

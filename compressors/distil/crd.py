@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressors.common.checks import check_choice, check_count
+from compressors.common.checks import check_choice, check_count, check_weight
 from compressors.distil.features import Features
 from compressors.distil.freezing import dropout_off, frozen, same_noise
 from compressors.distil.losses import DistillDistance, check_outputs
@@ -47,9 +47,7 @@ class Weights:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not 0 <= value < float("inf"):
-                raise CompressionError(f"{field.name} must be a weight of at least 0; got {value!r}")
+            check_weight(field.name, getattr(self, field.name))
 
     @classmethod
     def cyclegan(cls) -> Weights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from compressors.common.bake import baked_copy
-from compressors.common.checks import check_choice, check_count
+from compressors.common.checks import check_choice, check_count, check_number
 from compressors.common.files import check_target, digest
 from compressors.common.generation import SEED, Draw
 from compressors.common.measure import run
@@ -101,13 +102,19 @@ class Distiller(Stage):
         check_count("seed", self.seed, least=0)
         for name in ("rate", "clip_norm"):
             value = getattr(self, name)
-            if not (name == "rate" and value is None) and not (isinstance(value, int | float) and 0 < value < 1e9):
+            if name == "rate" and value is None:
+                continue
+            check_number(name, value)
+            if not 0 < value < 1e9:
                 raise CompressionError(f"{name} must be a number above 0; got {value!r}")
         if not callable(self.loss):
             check_choice("loss", self.loss, list(_LOSSES))
-        for term in self.terms:
-            if not (isinstance(term, tuple) and len(term) == 2 and term[0] > 0 and callable(term[1])):
+        for term in self.terms if isinstance(self.terms, list | tuple) else [self.terms]:
+            pair = isinstance(term, tuple) and len(term) == 2
+            if not (pair and isinstance(term[0], int | float) and 0 < term[0] < math.inf and callable(term[1])):
                 raise CompressionError(f"terms must be pairs of a weight above 0 and a function; got {term!r}")
+        if self.average is not None:
+            check_number("average", self.average)
         if self.average is not None and not 0 < self.average < 1:
             raise CompressionError(f"average must be a decay above 0 and below 1, or None; got {self.average!r}")
         if self.checkpoint is not None:

@@ -10,15 +10,14 @@ from torch import nn
 
 
 @contextmanager
-def frozen(*models: nn.Module | None) -> Iterator[None]:
-    """Keep parameters and buffers of `models` as they are: what runs inside gives them no gradient and no statistics.
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Keep parameters and buffers of `model` as they are: what runs inside gives them no gradient and no statistics.
 
     Gradients still pass through to the inputs, also in a backward after the block. Every ``requires_grad``, training
-    mode and buffer is what it was when the block ends, also by an error. Blocks may be nested; None is passed over.
+    mode and buffer is what it was when the block ends, also by an error. Blocks may be nested.
     """
-    modules = [module for model in models if model is not None for module in model.modules()]
     with ExitStack() as restore:
-        for module in modules:
+        for module in model.modules():
             restore.callback(setattr, module, "training", module.training)
             for name, buffer in module._buffers.items():
                 if buffer is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressors.common.checks import check_choice
+from compressors.common.checks import check_choice, check_weight
 from compressors.distil.features import Features
 from compressors.errors import CompressionError
 
@@ -38,7 +38,8 @@ class DistillDistance(nn.Module):
         style_norm: "l1" (default, CRD's) or "mse" (AGD's).
 
     Raises:
-        CompressionError: settings out of range; in a call, outputs of unequal shapes.
+        CompressionError: settings out of range; in a call, outputs of unequal shapes, or `content_layers` that
+            `features` does not give.
 
     Sources: You et al. 2022, arXiv 2212.11091; Fu et al. 2020, arXiv 2006.08198; Johnson et al. 2016, arXiv 1603.08155.
     """
@@ -57,8 +58,7 @@ class DistillDistance(nn.Module):
         super().__init__()
         self.weights = {"pixel": pixel, "style": style, "content": content, "tv": tv}
         for name, weight in self.weights.items():
-            if not 0 <= weight < float("inf"):
-                raise CompressionError(f"{name} must be a weight of at least 0; got {weight!r}")
+            check_weight(name, weight)
         if not any(self.weights.values()):
             raise CompressionError("pixel, style, content and tv are all 0: nothing is left to compare")
         if (style or content) and features is None:
@@ -93,6 +93,10 @@ class DistillDistance(nn.Module):
                 found["style"] = _sum(_difference(self.style_norm, gram(s), gram(t)) for s, t in pairs)
             if self.weights["content"]:
                 chosen = range(len(maps_s)) if self.content_layers is None else self.content_layers
+                if not all(-len(maps_s) <= layer < len(maps_s) for layer in chosen):
+                    raise CompressionError(
+                        f"content_layers must be positions of the {len(maps_s)} feature maps; got {chosen!r}"
+                    )
                 found["content"] = _sum(_difference("l1", maps_s[layer], maps_t[layer]) for layer in chosen)
         if self.weights["tv"]:
             found["tv"] = total_variation(student)

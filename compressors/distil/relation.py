@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressors.common.checks import check_count
+from compressors.common.checks import check_count, check_number, check_weight
 from compressors.errors import CompressionError
 
 # Added to squared distances: per element of an item, in squared units of the images. It only matters where all items
@@ -149,13 +149,13 @@ class RelationLoss(nn.Module):
             raise CompressionError(f"slices must be Rows, Columns or Patches, one or more; got {slices!r}")
         weights = {"distance_weight": distance_weight, "angle_weight": angle_weight}
         for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise CompressionError(f"{name} must be a number of at least 0; got {weight!r}")
+            check_weight(name, weight)
         if not any(weights.values()):
             raise CompressionError("distance_weight and angle_weight are both 0: nothing is left to compare")
         if vertices is not None:
             check_count("vertices", vertices)
         check_count("max_items", max_items, least=3)
+        check_number("eps", eps)
         if not 0 < eps < 1:
             raise CompressionError(f"eps must be above 0 and below 1; got {eps!r}")
         self.slices = tuple(slices)
