@@ -16,7 +16,7 @@ from compressors.common.bake import baked_copy
 from compressors.common.checks import check_count
 from compressors.common.extras import extra
 from compressors.common.generation import SEED, Draw, drawn_batches
-from compressors.common.measure import Inputs, run, sqnr_db
+from compressors.common.measure import Inputs, device_of, run, sqnr_db
 from compressors.common.text import aligned
 from compressors.errors import CompressionError, NothingCompressed
 from compressors.prune.pruner import ChannelPruner
@@ -31,7 +31,7 @@ class LayerCost:
     """What compressing some layers alone does.
 
     Attributes:
-        layers: one layer; with pruning all whose channels can only go together.
+        layers: one layer, or all that share its weight; with pruning all whose channels can only go together.
         parameters: of these layers.
         way: the label of the compressor.
         sqnr_db: signal to noise ratio of the model's outputs, in dB; None where they do not change.
@@ -97,8 +97,7 @@ def sensitivity(
     if twice:
         raise CompressionError(f"ways: two are called {twice[0]!r}, which the table could not tell apart")
     original = baked_copy(model)
-    device = next((parameter.device for parameter in original.parameters()), torch.device("cpu"))
-    (inputs,) = drawn_batches(draw, samples, samples, seed, device)
+    (inputs,) = drawn_batches(draw, samples, samples, seed, device_of(original))
     reference = run(original, inputs)
     jobs = [(way, *job) for way in ways for job in _alone(way, original, inputs, draw)]
     rows = []
@@ -117,12 +116,13 @@ def _alone(
     """Yield layers that are treated together, and the way that treats them alone."""
     if isinstance(way, Quantizer):
         whole = way.compress(model, inputs, [inputs])
-        names = list(whole.recipe.quantized)
         bits = {name: layer.bits for name, layer in whole.recipe.quantized.items()}
-        left = [row.name for row in whole.report.layers if row.note == "float: excluded"]
-        for name in names:
-            others = (*left, *(other for other in names if other != name))
-            yield (name,), replace(way, bits={name: bits[name]}, exclude=others)
+        sharing: dict[nn.Parameter, list[str]] = {}
+        for name in bits:
+            sharing.setdefault(model.get_submodule(name).get_parameter("weight"), []).append(name)
+        for names in sharing.values():
+            others = tuple(name for name in bits if name not in names)
+            yield tuple(names), replace(way, bits={name: bits[name] for name in names}, exclude=(*way.exclude, *others))
         return
     from compressors.prune._torch_pruning import layers_of
 
@@ -140,7 +140,8 @@ def _alone(
 
 
 def _parameters(model: nn.Module, layers: Sequence[str]) -> int:
-    return sum(parameter.numel() for name in layers for parameter in model.get_submodule(name).parameters())
+    found = {parameter for name in layers for parameter in model.get_submodule(name).parameters()}
+    return sum(parameter.numel() for parameter in found)
 
 
 def _label(layers: Sequence[str]) -> str:

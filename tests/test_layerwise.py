@@ -63,6 +63,26 @@ def test_table_and_picture_show_all_ways(tmp_path: Path) -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+        self.middle = nn.Linear(8, 8)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.middle(self.embedding(tokens)))
+
+
+def test_layers_that_share_a_weight_are_one_row_and_their_weight_counts_once() -> None:
+    def tokens(n: int, random: torch.Generator) -> tuple[Tensor, ...]:
+        return (torch.randint(20, (n,), generator=random),)
+
+    table, _ = sensitivity(Tied(), tokens, [Quantizer(4), Quantizer({"*": 3})], samples=8, progress=False)
+    rows = {row.layers: row.parameters for row in table.rows}
+    assert rows == {("embedding", "out"): 160, ("middle",): 72}
+
+
 def test_two_ways_of_one_name_are_refused_in_place_of_showing_one_of_them() -> None:
     with pytest.raises(CompressionError, match="ways: two are called 'quantize W4'"):
         sensitivity(dcgan(), draw, [Quantizer(4), Quantizer(4, symmetric=False)], progress=False)
