@@ -32,6 +32,8 @@ Its state dict differs in names alone. A learned constant input is pruned along 
 ``ChannelPruner(..., param_dims={"const": 1})``.
 """
 
+# Files of searched students name an architecture that it registers.
+import compressors.search.space
 from compressors.core.architecture import Architecture, register_architecture
 from compressors.core.clip import Clip
 from compressors.core.model import CompressedModel, Compressor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from generators import DCGAN, FAMILIES, LATENT, SNGAN, Family
 from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from compressors import (
     Architecture,
@@ -230,7 +232,7 @@ def test_an_architecture_that_nobody_registered_is_named(sngan_by_name, tmp_path
     path = tmp_path / "student.safetensors"
     Search(8).compress(DCGAN().eval(), Z).save(path)
     monkeypatch.setattr(architecture, "_BUILDERS", {"test sngan2": SNGAN})
-    wrong = "architecture must be one of test sngan2; got 'test sngan'; did you mean \"test sngan2\""
+    wrong = "'test sngan' is not registered: import the module that registers it, .*; did you mean \"test sngan2\""
     with pytest.raises(CompressionError, match=wrong):
         CompressedModel.load(path)
     assert isinstance(CompressedModel.load(path, lambda: SNGAN(8)).model, SNGAN)
@@ -239,8 +241,11 @@ def test_an_architecture_that_nobody_registered_is_named(sngan_by_name, tmp_path
     with pytest.raises(CompressionError, match=r"builder must be a function or class .* got 'SNGAN'"):
         register_architecture("other", "SNGAN")
     Quantizer(4).compress(DCGAN().eval(), Z).save(path)
-    with pytest.raises(CompressionError, match="factory: a function that builds the original model is needed"):
-        CompressedModel.load(path)
+    for factory, got in ((None, "got none"), (DCGAN(), "got a DCGAN"), ("DCGAN", "got a str")):
+        with pytest.raises(CompressionError, match=f"factory must be a function that builds .*; {got}"):
+            CompressedModel.load(path, factory)
+    with pytest.raises(CompressionError, match=r"what factory returns must be a torch\.nn\.Module; got int"):
+        CompressedModel.load(path, lambda: 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -273,6 +278,15 @@ def test_pruning_reaches_most_parameters_or_asks_for_less_coverage():
     small = ChannelPruner(0.5, param_dims={"const": 1}, min_coverage=0.3).compress(Loose(), Z)
     assert small.report.after.parameters < small.report.before.parameters
     assert small.report.coverage == pytest.approx(547 / 1571)
+
+
+@pytest.mark.parametrize("reparametrized", [parametrizations.spectral_norm, spectral_norm, weight_norm])
+def test_frozen_weights_stay_frozen_when_a_reparametrisation_is_baked_in(reparametrized):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older one of weight norm
+        free, frozen = (reparametrized(nn.Linear(4, 4)) for _ in range(2))
+    baked = baked_copy(nn.Sequential(free, frozen.requires_grad_(False)))
+    assert [parameter.requires_grad for parameter in baked.parameters()] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(

@@ -57,14 +57,18 @@ def independent_copy(model: nn.Module) -> nn.Module:
 
 def _bake_hooks(module: nn.Module) -> None:
     for hook in list(module._forward_pre_hooks.values()):
+        name = getattr(hook, "name", None)
+        trainable = any(p.requires_grad for n, p in module.named_parameters(recurse=False) if n.startswith(f"{name}_"))
         if isinstance(hook, SpectralNorm):
             remove_spectral_norm(module, hook.name)
+            module.get_parameter(hook.name).requires_grad_(trainable)
             # torch wraps this hook and does not recognise it when it removes the others.
             for key, wrapped in list(module._load_state_dict_pre_hooks.items()):
                 if isinstance(getattr(wrapped, "hook", wrapped), SpectralNormLoadStateDictPreHook):
                     del module._load_state_dict_pre_hooks[key]
         elif isinstance(hook, WeightNorm):
             remove_weight_norm(module, hook.name)
+            module.get_parameter(hook.name).requires_grad_(trainable)
         elif isinstance(hook, prune.BasePruningMethod):
             prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
 
@@ -72,13 +76,14 @@ def _bake_hooks(module: nn.Module) -> None:
 def _bake_parametrizations(module: nn.Module) -> None:
     """Do what `remove_parametrizations` does, which edits a class that the copy shares with the original model."""
     weights = {
-        name: (getattr(module, name).detach().clone(), any(True for _ in parametrization.parameters()))
+        name: (getattr(module, name).detach().clone(), list(parametrization.parameters()))
         for name, parametrization in module.parametrizations.items()  # type: ignore[union-attr, operator]
     }
     del module.parametrizations
     module.__class__ = type(module).__bases__[0]
-    for name, (weight, trainable) in weights.items():
-        if trainable:
-            module.register_parameter(name, nn.Parameter(weight))
+    for name, (weight, parameters) in weights.items():
+        if parameters:
+            trainable = any(parameter.requires_grad for parameter in parameters)
+            module.register_parameter(name, nn.Parameter(weight, trainable))
         else:
             module.register_buffer(name, weight)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from compressors.common.checks import check_choice
+from compressors.common.checks import did_you_mean
 from compressors.errors import CompressionError
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
@@ -44,5 +44,9 @@ class Architecture:
 
     def build(self) -> nn.Module:
         """Return a model of this architecture; raises `CompressionError` where the name is not registered."""
-        check_choice("architecture", self.name, tuple(_BUILDERS))
+        if not self.known:
+            raise CompressionError(
+                f"architecture: {self.name!r} is not registered: import the module that registers it, or pass factory"
+                f"{did_you_mean(self.name, _BUILDERS)}"
+            )
         return _BUILDERS[self.name](**self.settings)

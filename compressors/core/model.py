@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from compressors.common.bake import baked_copy
+from compressors.common.checks import check_module
 from compressors.common.files import check_target, read_file, write_file
 from compressors.common.measure import Inputs
 from compressors.core.packing import check_packed, pack, rebuild, sparse_shapes
@@ -65,9 +66,13 @@ class CompressedModel:
         architecture = recipe.architecture
         if architecture is not None and (architecture.known or factory is None):
             factory = architecture.build
-        if factory is None:
-            raise CompressionError(f"factory: a function that builds the original model is needed to load {path}")
-        model = baked_copy(factory())
+        if isinstance(factory, nn.Module) or not callable(factory):
+            got = "none" if factory is None else f"a {type(factory).__name__}"
+            raise CompressionError(
+                f"factory must be a function that builds the original model, such as its class, to load {path}; got "
+                f"{got}"
+            )
+        model = baked_copy(check_module("what factory returns", factory()))
         rebuild(model, recipe, tensors, content["sparse_shapes"])
         return cls(model, report, recipe)
 
