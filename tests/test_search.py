@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ from compressors.search import (
 from compressors.search.cost import derive, expected_macs, extreme, macs_of
 from compressors.search.operators import OPERATORS, SEARCHED, register_operator
 from compressors.search.space import make_divisible
+from compressors.search.strategies import trials
 from compressors.search.supernet import straight_through
 from compressors.study import StudySettings, run_study
 
@@ -507,12 +509,72 @@ def test_a_space_of_own_layers_and_operators_is_stored_with_the_network(tmp_path
         ({"draw": lambda n, random: (torch.rand(n, 3, 30, 30),)}, "multiples of 4"),
         ({"folder": Path("nowhere")}, "folder: nowhere does not exist"),
         ({"steps": 0}, "steps must be an integer of at least 1"),
+        ({"draw": 3}, "draw must be a function"),
+        ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
     ],
 )
 def test_unusable_arguments_are_named(changes: dict[str, Any], message: str) -> None:
     model = nn.Conv2d(3, 3, 1) if "draw" in changes else teacher()
     with pytest.raises(CompressionError, match=message):
         searched(teacher=model, **changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ArchitectureSearch(tiny(), BUDGET, draw, 2, loss="l3"), "loss must be one of l1, mse; got 'l3'"),
+        (lambda: ArchitectureSearch(tiny(), BUDGET, draw, 2, rate="x"), "rate must be a finite number; got 'x'"),
+        (lambda: ArchitectureSearch(tiny(), BUDGET, 3, 2), "draw must be a function"),
+        (lambda: WidthSearch(0.5, draw, 2, -1), "seed must be an integer of at least 0; got -1"),
+        (lambda: WidthSearch(0.5, draw, 2, importance="x"), "importance must be one of"),
+        (lambda: WidthSearch(0.5, draw, 2, exclude="a"), "exclude must be a tuple of layer names"),
+        (lambda: esrgan(scale=3), "scale must be 2 or 4; got 3"),
+    ],
+)
+def test_settings_are_checked_when_a_search_is_made(make: Any, message: str) -> None:
+    with pytest.raises(CompressionError, match=message):
+        make()
+
+
+def test_ctrl_c_early_in_the_last_training_keeps_the_network_of_the_trial() -> None:
+    sizes = list[int]()
+
+    def interrupting(n: int, random: torch.Generator) -> tuple[Tensor, ...]:
+        sizes.append(n)
+        if sizes.count(8) == 2 and sizes[-2] == 8:  # the held-out inputs of the trial's and of the last training
+            raise KeyboardInterrupt
+        return draw(n, random)
+
+    torch.manual_seed(0)
+    far = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Tanh())  # from which an untrained student is
+    with pytest.warns(UserWarning, match="interrupted"):
+        found = searched(teacher=far, draw=interrupting, strategy="trials", trials=1, trial_steps=6, steps=8)
+    step = found.recipe.steps[-1]
+    assert step["interrupted"] == "interrupted at step 0 of 8"
+    assert step["training"]["step"] == 6
+    assert step["training"]["best_step"] > 0
+
+
+def test_mutations_are_told_from_random_networks_where_some_of_these_are_equal() -> None:
+    tried = list[tuple[str, str]]()
+    children = iter("bcdefgh")
+    task: Any = SimpleNamespace(
+        sample=lambda: "a",
+        mutated=lambda parent: next(children),
+        trial=lambda origin, network: tried.append((origin, network)) or 0.0,
+        rng=random.Random(0),
+    )
+    assert trials(task, 6) == []
+    assert tried == [("random", "a"), ("evolution", "b"), ("evolution", "c"), ("evolution", "d")]
+
+
+def test_a_file_of_the_result_loads_in_a_process_that_knows_nothing_of_searches(
+    result: CompressedModel, tmp_path: Path
+) -> None:
+    result.save(tmp_path / "student.safetensors")
+    code = "import sys; from compressors import CompressedModel; print(CompressedModel.load(sys.argv[1]).recipe.sizes)"
+    command = [sys.executable, "-c", code, str(tmp_path / "student.safetensors")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "{}\n"
 
 
 class OfTwo(nn.Conv2d):

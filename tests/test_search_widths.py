@@ -103,6 +103,19 @@ def test_ctrl_c_in_evolution_keeps_the_best_so_far() -> None:
     assert step["interrupted"] == "interrupted in evolution"
 
 
+def test_of_a_data_set_the_last_eighth_chooses() -> None:
+    read = set[int]()
+
+    class Seen(list[Tensor]):
+        def __getitem__(self, index: Any) -> Any:
+            read.add(int(index))
+            return super().__getitem__(index)
+
+    data = Seen(images(16, torch.Generator().manual_seed(0))[0])
+    search_widths(translator(), 0.5, data, **FEW | {"trials": 1, "generations": 1, "steps": 1})
+    assert read >= {14, 15}
+
+
 def test_it_is_a_stage_before_quantization() -> None:
     search = WidthSearch(0.5, latents, **FEW)
     found = Pipeline(search, Quantizer(8)).compress(dcgan(), latents(4, torch.Generator()))
@@ -117,6 +130,8 @@ def test_a_budget_below_one_channel_everywhere_is_refused_with_the_least_that_ca
 def test_a_model_without_removable_channels_is_named() -> None:
     with pytest.raises(NothingCompressed, match="can lose channels"):
         search_widths(nn.Conv2d(3, 3, 3, padding=1), 0.5, images, **FEW)
+    with pytest.raises(NothingCompressed, match="can lose channels"):
+        search_widths(nn.Tanh(), 1, images, **FEW)
 
 
 def test_channels_can_be_pruned_by_layer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compressors.errors import CompressionError
 from compressors.search.operators import Layer
 from compressors.search.space import SearchSpace
 from compressors.search.student import Skip
@@ -36,6 +37,9 @@ def esrgan(cells: int = 5, per_cell: int = 5, width: int = 64, scale: int = 4, i
         input_skip: learn the difference from the input enlarged bilinearly, which takes far fewer steps; outputs are
             then not bounded. Default False, as AGD.
     """
+
+    if scale not in (2, 4):
+        raise CompressionError(f"scale must be 2 or 4; got {scale!r}")
 
     def fixed(channels: int, operator: str = "conv", stride: int = 1, activation: str = "none") -> Layer:
         return Layer(channels, (operator,), (1.0,), 3, stride, norm=False, bias=True, activation=activation)

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import update_bn
 
 from compressors.common.files import digest
 from compressors.common.generation import drawn
+from compressors.common.measure import seeded
 from compressors.common.text import versions
 from compressors.core.model import CompressedModel
 from compressors.core.recipe import settings as settings_of
@@ -107,8 +108,11 @@ class Search:
                     raise KeyboardInterrupt from reason  # there is nothing to keep
                 self._export(self.supernet)
             return found
-        found.model, found.training = result.model, _course(result)
-        found.interrupted = found.training["note"]
+        course = _course(result)
+        found.interrupted = course["note"]
+        # Interrupted early, it may be worse than the same network after its short training.
+        if not course["note"] or course["best_loss"] <= found.training.get("best_loss", math.inf):
+            found.model, found.training = result.model, course
         return found
 
     def _chosen(self) -> Genotype:
@@ -152,8 +156,7 @@ class Search:
         settings = self.settings
         if self.supernet is not None:
             return self.supernet
-        with torch.random.fork_rng():
-            torch.manual_seed(settings.seed)
+        with seeded(settings.seed, self.device):
             self.supernet = Supernet(self.space, settings.gate).to(self.device)
         steps = settings.search_steps or 2 * settings.steps
         plan = settings.distiller(self.draw, steps, "supernet.safetensors").plan(False)
@@ -191,8 +194,7 @@ class Search:
 
     def _trained(self, genotype: Genotype, steps: int, name: str) -> CompressedModel:
         """Return a network trained from scratch; where that diverges, in its best state before."""
-        with torch.random.fork_rng():
-            torch.manual_seed(self.settings.seed)
+        with seeded(self.settings.seed, self.device):
             student = self.space.build(genotype).to(self.device)
         distiller = self.settings.distiller(self.draw, steps, name)
         try:

@@ -16,6 +16,7 @@ from compressors.common.measure import count_macs
 from compressors.distil.distiller import Distiller
 from compressors.distil.training import Loss
 from compressors.errors import CompressionError
+from compressors.search.data import split
 from compressors.search.space import Genotype, SearchSpace
 from compressors.search.strategies import STRATEGIES
 from compressors.search.supernet import Gate
@@ -59,6 +60,7 @@ class SearchSettings:
         check_choice("strategy", self.strategy, tuple(STRATEGIES))
         check_choice("gate", self.gate, ("mask", "scalar"))
         check_share("band", self.band, end=False)
+        self.distiller(split(self.draw)[0], self.steps)  # It checks what is its own.
 
     def distiller(self, draw: Draw, steps: int, name: str | None = None) -> Distiller:
         """Return what trains a network from scratch for `steps` batches, resumed from the file `name` if given."""

@@ -236,7 +236,7 @@ _NAME = "searched student"
 
 
 def _rebuilt(space: Mapping[str, Any], genotype: Sequence[Sequence[Any]]) -> nn.Module:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         return SearchSpace.from_dict(space).build(tuple((str(op), int(width)) for op, width in genotype))
 
 

@@ -47,7 +47,8 @@ class ArchitectureSearch(SearchSettings, Stage):
             `DistillDistance` of `compressors.distil`.
         terms: more losses with their weights, as in `Distiller`.
         search_steps: batches to train the supernet on; default 2 `steps`. Each trains four networks.
-        trials: how many networks are trained for a short time, half of them random; default 12.
+        trials: how many networks are trained for a short time, half of them random; default 12. With "trials" at most
+            so many: a mutation may be a network that is known.
         trial_steps: batches of each of these; default 3/8 of `steps`.
         population: networks in a generation of evolution; default 30.
         generations: their number; default 12.

@@ -133,12 +133,21 @@ def evolution(task: Task, count: int) -> Chosen:
 
 
 def trials(task: Task, count: int) -> Chosen:
-    """Try random networks, then as many mutations of the best third of them: no supernet."""
-    half, scores = max(1, count // 2), dict[Indices, float]()
+    """Try random networks, then as many mutations of the best third of them: no supernet.
+
+    At most `count` networks: a mutation may meet one that is known, or another mutation.
+    """
+    half, scores, drawn = max(1, count // 2), dict[Indices, float](), set[Indices]()
+
+    def sample() -> Indices:
+        indices = task.sample()
+        drawn.add(indices)
+        return indices
+
     evolve(
-        task.sample,
+        sample,
         task.mutated,
-        lambda indices: task.trial("random" if len(scores) < half else "evolution", indices),
+        lambda indices: task.trial("random" if indices in drawn else "evolution", indices),
         scores,
         task.rng,
         population=half,

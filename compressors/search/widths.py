@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from compressors.common.bake import baked_copy
 from compressors.common.generation import SEED, Draw, drawn
-from compressors.common.measure import Inputs, count_macs, run
+from compressors.common.measure import Inputs, count_macs, device_of, run
 from compressors.core.model import CompressedModel
 from compressors.core.stage import Stage, Work
 from compressors.distil.distiller import Distiller
@@ -88,6 +88,8 @@ class WidthSearch(Stage):
 
     def __post_init__(self) -> None:
         check_common(self)
+        self._distiller(self.steps)  # They check what is theirs.
+        self._pruner({})
 
     @property
     def name(self) -> str:
@@ -95,10 +97,10 @@ class WidthSearch(Stage):
         return f"search widths {label_of(self.budget)}"
 
     def _apply(self, work: Work) -> Work:
-        draw, _ = split(self.draw)
-        device = next(work.model.parameters()).device
+        draw, choosing = split(self.draw)
+        device = device_of(work.model)
         one = drawn(draw, 1, torch.Generator().manual_seed(self.seed), device)
-        held_out = drawn(draw, self.held_out, torch.Generator().manual_seed(self.seed + 1), device)
+        held_out = drawn(choosing, self.held_out, torch.Generator().manual_seed(self.seed + 1), device)
         budget = resolved(self.budget, work.model, *one)
         full = baked_copy(work.model)
         groups = ChannelGroups(full, one, self._pruner, self.progress)
