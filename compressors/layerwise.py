@@ -116,7 +116,8 @@ def _alone(
     """Yield layers that are treated together, and the way that treats them alone."""
     if isinstance(way, Quantizer):
         whole = way.compress(model, inputs, [inputs])
-        bits = {name: layer.bits for name, layer in whole.recipe.quantized.items()}
+        quantized = whole.recipe.quantized  # not in the order of the model where patterns give the bits
+        bits = {name: quantized[name].bits for name, _ in model.named_modules() if name in quantized}
         sharing: dict[nn.Parameter, list[str]] = {}
         for name in bits:
             sharing.setdefault(model.get_submodule(name).get_parameter("weight"), []).append(name)
