@@ -6,7 +6,8 @@
 The tasks and the teacher are those of distill_emoji.py: drawn label maps into textures, or Google's emoji into
 Twitter's. For each seed: the searched network (AGD's space for CycleGAN, as wide as the teacher); the same in 8 bits;
 and the teacher's own mobile form, the narrowest that costs no fewer multiply-accumulates, trained on the same inputs by
-the same optimizer for as many steps, by the teacher's outputs, and with the relations of their slices (CRD) as well.
+the same optimizer for as many steps. Both architectures learn from the teacher's outputs, and once more with the
+relations of their slices (CRD) as well.
 Held-out error, FID, precision and recall with intervals for each, against the true images and against the teacher's;
 and what `torch_fidelity_lsh.compare` says of the searched network against each other student, on the same inputs, with
 the teacher's images as real ones.
@@ -91,7 +92,8 @@ def main() -> None:
     def students(seed: int) -> None:
         folder = output / f"search-{seed}"
         folder.mkdir(exist_ok=True)
-        found = ArchitectureSearch(
+        relations = ((0.1, RelationLoss((Rows(), Columns(), Patches(settings.patch)))),)
+        search = ArchitectureSearch(
             cyclegan(2 * settings.blocks, settings.teacher_width),
             arguments.budget,
             train.inputs,
@@ -104,14 +106,17 @@ def main() -> None:
             rate=settings.rate,
             loss="mse",
             folder=folder,
-        ).compress(teacher, example)
+        )
+        found = search.compress(teacher, example)
         save_report(found, teacher, example, folder)
         add("searched", seed, found.model, found)
         small = Quantizer(8, act_bits=8).compress(found, example, calibration=[(train.inputs[:128].to(DEVICE),)])
         add("searched, 8 bits", seed, small.model, small)
+        genotype = tuple((operator, int(width)) for operator, width in found.recipe.steps[-1]["genotype"])
+        again = replace(search, genotype=genotype, terms=relations, folder=None).compress(teacher, example)
+        add("searched, CRD", seed, again.model, again)
         scaled = narrower(settings, found.report.after.macs, example)
-        relation = RelationLoss((Rows(), Columns(), Patches(settings.patch)))
-        for label, terms in {"narrower": (), "narrower, CRD": ((0.1, relation),)}.items():
+        for label, terms in {"narrower": (), "narrower, CRD": relations}.items():
             distiller = Distiller(
                 draw, settings.steps, seed, settings.batch, settings.rate, "mse", terms, train_norms=True, clip_norm=5
             )
