@@ -225,7 +225,7 @@ def test_compare_says_what_a_generator_keeps_and_loses(generators, capsys):
     assert compare_command(generators, "half", "whole") == 0
     verdict, *numbers = capsys.readouterr().out.splitlines()
     assert verdict.startswith("A ")
-    assert "loses recall: -0." in verdict
+    assert "loses recall: 0." in verdict
     assert [line.partition(":")[0] for line in numbers] == ["precision", "recall", "f_score"]
 
 

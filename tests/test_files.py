@@ -355,6 +355,7 @@ def test_an_interrupt_is_one_line(image_folders, tmp_path):
     code = (
         "import signal, sys\n"
         "from torch_fidelity_lsh import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # Shells have jobs in the background ignore it.
         "cli.calculate_metrics = lambda **_: signal.raise_signal(signal.SIGINT)\n"
         "sys.exit(cli.main(['--input1', 'a.npy', '--input2', 'a.npy', '--lsh']))\n"
     )
