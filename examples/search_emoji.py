@@ -9,8 +9,8 @@ and the teacher's own mobile form, the narrowest that costs no fewer multiply-ac
 the same optimizer for as many steps. Both architectures learn from the teacher's outputs, and once more with the
 relations of their slices (CRD) as well.
 Held-out error, FID, precision and recall with intervals for each, against the true images and against the teacher's;
-and what `torch_fidelity_lsh.compare` says of the searched network against each other student, on the same inputs, with
-the teacher's images as real ones.
+and what `torch_fidelity_lsh.compare` says of the searched network against each other student, and of both architectures
+with CRD, on the same inputs, with the teacher's images as real ones.
 
 Teacher, rows and seeds that were finished are kept: the same command again goes on, with more `--seeds` too.
 """
@@ -132,20 +132,18 @@ def main() -> None:
         table.rows[:] = [row for row in table.rows if row["seed"] != seed]
         students(seed)
         labels = [row["row"] for row in table.rows if row["seed"] == seed]
-        ours, *others = (extractor(Images(pictures[label]).images.split(64)) for label in labels)
-        found = [compare(ours, features, imitated, paired=True) for features in others]
-        verdicts += [
-            {"seed": seed, "against": label, **difference.to_dict()}
-            for label, difference in zip(labels[1:], found, strict=True)
-        ]
+        features = {label: extractor(Images(pictures[label]).images.split(64)) for label in labels}
+        pairs = [("searched", label) for label in labels[1:]] + [("searched, CRD", "narrower, CRD")]
+        for a, b in pairs:
+            difference = compare(features[a], features[b], imitated, paired=True)
+            verdicts.append({"seed": seed, "a": a, "b": b, **difference.to_dict()})
         table.write()
         shown = torch.stack([images[:12] for images in pictures.values()]).flatten(0, 1)
         save_image((shown + 1) / 2, output / f"samples-{seed}.png", nrow=12)
         print(f"samples-{seed}.png, from above: {', '.join(pictures)}")
     for verdict in verdicts:
-        print(
-            f"\nA: searched, B: {verdict['against']}, seed {verdict['seed']}\n{verdict['metric']}: {verdict['verdict']}"
-        )
+        print(f"\nA: {verdict['a']}, B: {verdict['b']}, seed {verdict['seed']}")
+        print(f"{verdict['metric']}: {verdict['verdict']}")
     print(summary(table.rows))
 
 
