@@ -8,14 +8,14 @@ import time
 import torch
 from torch import nn
 
-from compressors.common.measure import Inputs, copied
+from compressors.common.measure import Inputs, copied, cuda_devices
 
 _BATCHES = 5
 
 
 def batch_ms(model: nn.Module, inputs: Inputs, device: torch.device) -> float:
     """Return the milliseconds of a forward pass on `inputs`, the median of 5; the caller's random state stays."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=cuda_devices(model)):
         return 1000 * statistics.median(_seconds(model, inputs, device) for _ in range(_BATCHES))
 
 

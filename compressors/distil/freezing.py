@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from compressors.common.measure import cuda_devices
+
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
@@ -34,8 +36,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def same_noise(model: nn.Module) -> Iterator[None]:
     """Draw the same random numbers inside as after the block: two networks then get the same noise."""
-    devices = sorted({tensor.device.index or 0 for tensor in model.parameters() if tensor.is_cuda})
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=cuda_devices(model)):
         yield
 
 
