@@ -19,7 +19,8 @@ try:
 except ImportError as error:
     raise ImportError(f'This needs pruna ({error}): pip install "torch-fidelity-lsh[pruna]"') from error
 
-from torch_fidelity_lsh.streaming import METRICS, LSHPrecisionRecall
+from torch_fidelity_lsh.metric.functional import METRICS
+from torch_fidelity_lsh.streaming import LSHPrecisionRecall
 
 _OF = {metric: [f"{metric}_{number}" for number in ("precision", "recall", "f_score")] for metric in METRICS}
 NAMES = tuple(name for names in _OF.values() for name in names)

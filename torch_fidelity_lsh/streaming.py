@@ -24,13 +24,12 @@ from torch_fidelity_lsh.fidelity import upstream
 from torch_fidelity_lsh.fidelity.networks import extractor_class
 from torch_fidelity_lsh.metric.arrays import as_features
 from torch_fidelity_lsh.metric.config import LSHConfig
-from torch_fidelity_lsh.metric.functional import lsh_knn_precision_recall, lsh_precision_recall, reduce_features
+from torch_fidelity_lsh.metric.functional import MEASURES, reduce_features
 from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.messages import did_you_mean
 from torch_fidelity_lsh.metric.parallel import among_ranks
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 
-METRICS = {"lsh": lsh_precision_recall, "lsh_knn": lsh_knn_precision_recall}
 INCEPTION = "inception-v3-compat"
 
 
@@ -88,10 +87,12 @@ class LSHPrecisionRecall(Metric):
         super().__init__(**kwargs)
         metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
         if not metrics:
-            raise ValueError(f"metrics must name at least one of {', '.join(METRICS)}")
+            raise ValueError(f"metrics must name at least one of {', '.join(MEASURES)}")
         for name in metrics:
-            if name not in METRICS:
-                raise ValueError(f"metrics must be of {', '.join(METRICS)}; got {name!r}{did_you_mean(name, METRICS)}")
+            if name not in MEASURES:
+                raise ValueError(
+                    f"metrics must be of {', '.join(MEASURES)}; got {name!r}{did_you_mean(name, MEASURES)}"
+                )
         self.metrics = metrics
         self.config = config or LSHConfig()
         self.reset_real_features = reset_real_features
@@ -148,7 +149,7 @@ class LSHPrecisionRecall(Metric):
         sides = self._reduced("generated"), self._reduced("real")
         are_shared = self._is_synced and dist.is_available() and dist.is_initialized() and sides[0].device.type == "cpu"
         with among_ranks(self.process_group or dist.group.WORLD) if are_shared else nullcontext():
-            results = {name: METRICS[name](*sides, self.config) for name in self.metrics}
+            results = {name: MEASURES[name](*sides, self.config) for name in self.metrics}
         return {
             f"{name}_{number}": torch.tensor(getattr(result, number), device=self.device)
             for name, result in results.items()

@@ -182,7 +182,7 @@ def create_statistics(**kwargs: Any) -> Statistics:
     if isinstance(look, ReducedFeatures):
         raise ValueError("input is a reference, which keeps less than the features that mean and covariance are of")
     found = on_first(lambda: upstream.fid_statistics(look))
-    return replace(found, source=f'layer "{job.layer}" of {job.extractor}' if job.extractor else found.source)
+    return replace(found, source=job.source or found.source)
 
 
 @default_modes()
@@ -386,10 +386,9 @@ def _run_job(job: Job, looks: list[Any], call: dict[str, Any]) -> dict[str, floa
 def _refuse_different_dimensions(job: Job, looks: list[Any], call: dict[str, Any]) -> None:
     dimensions = [look.shape[-1] if isinstance(look, torch.Tensor) else look.dimension for look in looks]
     if len(set(dimensions)) > 1:
-        extracted = f'layer "{job.layer}" of {job.extractor}'
         first, second = (
             f"input{side} has {dimension} features a sample "
-            f"({'ready' if inputs.is_ready(call[f'input{side}']) else extracted})"
+            f"({'ready' if inputs.is_ready(call[f'input{side}']) else job.source})"
             for side, dimension in enumerate(dimensions, start=1)
         )
         raise ValueError(f"{job.metric} needs features of one kind, but {first} and {second}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +21,7 @@ from torch_fidelity_lsh.fidelity.generators import GeneratorSamples
 from torch_fidelity_lsh.fidelity.image_arrays import ImageArraySamples
 from torch_fidelity_lsh.fidelity.plan import Job, Plan, refuse_spaces
 from torch_fidelity_lsh.metric.config import LSHConfig
-from torch_fidelity_lsh.metric.functional import PrecisionRecall, lsh_knn_precision_recall, lsh_precision_recall
+from torch_fidelity_lsh.metric.functional import MEASURES, PrecisionRecall
 from torch_fidelity_lsh.metric.guard import default_modes
 from torch_fidelity_lsh.metric.messages import did_you_mean
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
@@ -29,10 +29,6 @@ from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 Labels: TypeAlias = "Sequence[Any] | npt.NDArray[Any] | torch.Tensor | str | os.PathLike[str]"
 """One label for each sample, integers or names; or the path of an ``.npy`` file of integers."""
 
-MEASURES: dict[str, Callable[..., PrecisionRecall]] = {
-    "lsh_knn": lsh_knn_precision_recall,
-    "lsh": lsh_precision_recall,
-}
 FEWEST = 20  # samples of a class and side; of less, intervals say nothing
 LABELS = "arr_1"
 """Name of the labels in a file of samples, as ADM's sampler writes them."""

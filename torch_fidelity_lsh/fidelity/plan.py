@@ -21,7 +21,7 @@ from torch_fidelity_lsh.fidelity.registry import METRICS_REGISTRY, plugin_keywor
 from torch_fidelity_lsh.fidelity.samples import Samples, open_samples
 from torch_fidelity_lsh.fidelity.statistics import Statistics, resizes_otherwise
 from torch_fidelity_lsh.metric.files import digest_of, digest_of_file
-from torch_fidelity_lsh.metric.reduction import ReducedFeatures
+from torch_fidelity_lsh.metric.reduction import ReducedFeatures, in_words
 
 Features = torch.Tensor | ReducedFeatures | Statistics
 
@@ -38,6 +38,11 @@ class Job:
     layer: str
     space: str = ""
     """The name it was asked for by, where there are several."""
+
+    @property
+    def source(self) -> str:
+        """Where its features come from, in words; empty if they are ready and nothing says whose they are."""
+        return in_words(self.extractor, self.layer)
 
     @property
     def fn_reduce(self) -> Callable[..., ReducedFeatures] | None:
@@ -376,15 +381,15 @@ def _refuse_other_sources(
     """Refuse references of other features than a metric is about to extract, before that needs weights."""
     for job in (job for job in jobs if job.metric == _FID and job.extractor):
         for side, known in statistics.items():
-            if known.source not in ("", _source(job)):
+            if known.source not in ("", job.source):
                 raise ValueError(
                     f"the mean and covariance of input{side} are of {known.source}, and fid is asked for with "
-                    f"{_source(job)}; set feature_extractor and feature_layer_fid to these"
+                    f"{job.source}; set feature_extractor and feature_layer_fid to these"
                 )
             _refuse_other_layer(job, side, known)
     for side, features in ready.items():
         for job in jobs:
-            reference, source = features.get(job.layer), _source(job)
+            reference, source = features.get(job.layer), job.source
             if not isinstance(reference, ReducedFeatures) or not job.extractor:
                 continue
             if reference.source not in ("", source):
@@ -394,14 +399,10 @@ def _refuse_other_sources(
                 )
 
 
-def _source(job: Job) -> str:
-    return f'layer "{job.layer}" of {job.extractor}'
-
-
 def _refuse_other_layer(job: Job, side: int, statistics: Statistics) -> None:
     """Refuse a mean of another length than a layer has, where its name tells: those of Inception are numbers."""
     if job.layer.isdecimal() and int(job.layer) != statistics.dimension:
         raise ValueError(
             f"the mean and covariance of input{side} are of {statistics.dimension} features, and fid is asked for with "
-            f"{_source(job)}; feature_extractor and feature_layer_fid name the one they were made with"
+            f"{job.source}; feature_extractor and feature_layer_fid name the one they were made with"
         )

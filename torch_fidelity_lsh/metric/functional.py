@@ -233,6 +233,12 @@ def lsh_knn_precision_recall(
     return measure("lsh_knn", features_generated, features_real, config or LSHConfig())
 
 
+MEASURES: dict[str, Callable[..., PrecisionRecall]] = {
+    "lsh": lsh_precision_recall,
+    "lsh_knn": lsh_knn_precision_recall,
+}
+
+
 @default_modes()
 def reduce_features(features: Features, config: LSHConfig | None = None) -> ReducedFeatures:
     """Keep of a set of samples what both metrics need: the set can be given to them in this form.

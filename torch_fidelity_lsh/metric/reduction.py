@@ -20,6 +20,11 @@ LARGEST = 1e150  # whose squares can still be added up in float64
 RESOLUTION = 2.0**-BITS  # of a row's values, in units of the largest
 
 
+def in_words(extractor: str | None, layer: str | None) -> str:
+    """Say where features come from; empty if no extractor is known."""
+    return f'layer "{layer}" of {extractor}' if extractor else ""
+
+
 @dataclass(frozen=True)
 class ReducedFeatures:
     """What both metrics keep of a set of samples: a few numbers each, enough for precision and for recall.
@@ -87,7 +92,7 @@ class ReducedFeatures:
     @property
     def source(self) -> str:
         """Where the features come from, in words; empty if that is not known."""
-        return f'layer "{self.feature_layer}" of {self.feature_extractor}' if self.feature_extractor else ""
+        return in_words(self.feature_extractor, self.feature_layer)
 
     @property
     def shape(self) -> torch.Size:

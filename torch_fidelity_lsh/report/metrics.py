@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from torch_fidelity_lsh.fidelity.calculate import calculate_watched
-from torch_fidelity_lsh.fidelity.classes import MEASURES, ByClass, Labels, deep_if_sorted, measure_classes
+from torch_fidelity_lsh.fidelity.classes import ByClass, Labels, deep_if_sorted, measure_classes
 from torch_fidelity_lsh.fidelity.datasets import DatasetSamples, FolderSamples, GoneSamples
 from torch_fidelity_lsh.fidelity.distributed import may_work_alone
 from torch_fidelity_lsh.fidelity.plan import Job, Plan, refuse_spaces
@@ -19,7 +19,7 @@ from torch_fidelity_lsh.fidelity.registry import ACCOMPANY
 from torch_fidelity_lsh.fidelity.samples import Samples
 from torch_fidelity_lsh.metric.config import LSHConfig
 from torch_fidelity_lsh.metric.files import check_writable
-from torch_fidelity_lsh.metric.functional import PrecisionRecall
+from torch_fidelity_lsh.metric.functional import MEASURES, PrecisionRecall
 from torch_fidelity_lsh.metric.reduction import ReducedFeatures
 from torch_fidelity_lsh.report.page import SUFFIX, as_source, write_page
 
@@ -108,7 +108,7 @@ def write_report(
     if not plans:  # Another rank writes the page, or the metrics look at no features.
         return metrics
     plan = plans[0]
-    found = next((seen[metric] for metric in MEASURES if metric in seen), None)
+    found = seen.get("lsh_knn", seen.get("lsh"))
     result = _measured(found) if found else None
     classes = measure_classes(found.metric, found.sides, found.plan, labels1, labels2) if found and by_class else None
     write_page(
@@ -163,10 +163,7 @@ def _bar(result: PrecisionRecall, name: str) -> tuple[float, float, float]:
 
 
 def _protocol(plan: Plan, result: PrecisionRecall | None) -> dict[str, str]:
-    jobs = {
-        job.metric: f'layer "{job.layer}" of {job.extractor}' if job.extractor else "ready features"
-        for job in plan.jobs
-    }
+    jobs = {job.metric: job.source or "ready features" for job in plan.jobs}
     return {**jobs, **({name: str(value) for name, value in result.protocol.items()} if result else {})}
 
 
