@@ -20,15 +20,20 @@ CALL = {"feature_extractor": "counting", "cuda": False, "verbose": False, "save_
 BATCHES = {**CALL, "batch_size": 4, "fid": True, "lsh_knn": True, "kid": True, "kid_subset_size": 5, "kid_subsets": 3}
 
 
+def start_ranks(work, arguments, nprocs):
+    """Run a function in processes that fork from one with torch imported, which takes each of them five seconds."""
+    mp.set_forkserver_preload(["torchmetrics", "torch_fidelity_lsh.cli", "compressors"])
+    mp.start_processes(work, arguments, nprocs, start_method="forkserver")
+
+
 def on_ranks(size, work, folder, *arguments):
     """Run ``work(rank, *arguments)`` on ranks of gloo; return what each returns, errors as their text."""
-    # Threads of several processes on few cores wait for each other.
-    mp.spawn(_rank, (size, work, str(folder), arguments), nprocs=size)
+    start_ranks(_rank, (size, work, str(folder), arguments), nprocs=size)
     return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(size)]
 
 
 def _rank(rank, size, work, folder, arguments):
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # Threads of several processes on few cores wait for each other.
     FEATURE_EXTRACTORS_REGISTRY["counting"] = CountingExtractor
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     try:

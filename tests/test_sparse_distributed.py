@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 from sparse_loop import Loop
+from test_distributed import start_ranks
 from test_sparse_training import CONFIGS
-from torch import distributed, multiprocessing
+from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from compressors.sparse import SparseConfig
@@ -31,7 +32,7 @@ def worker(rank: int, folder: str, config: SparseConfig) -> None:
 
 def test_ranks_agree_on_masks_and_densities(tmp_path):
     config = replace(CONFIGS["strict"], discriminator_density=0.45)
-    multiprocessing.spawn(worker, (str(tmp_path), config), nprocs=2)
+    start_ranks(worker, (str(tmp_path), config), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert first.keys() == second.keys()
     buffers = [key for key in first if "running" in key]
