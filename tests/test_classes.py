@@ -143,7 +143,7 @@ BAD = {
     "shape": ({"labels1": np.zeros((60, 3), int)}, r"labels1 must be integers or names.*got int64, \(60, 3\)"),
     "file": ({"labels1": "labels.csv"}, 'labels1: "labels.csv" is no .npy file of labels'),
     "apart": ({"labels1": ["a"] * 60}, "input1 and input2 have no class in common: their labels are a, ... and 0, ..."),
-    "metric": ({"metric": "lsh_kn"}, "metric must be one of lsh_knn, lsh; got 'lsh_kn'; did you mean \"lsh_knn\""),
+    "metric": ({"metric": "lsh_kn"}, "metric must be one of lsh, lsh_knn; got 'lsh_kn'; did you mean \"lsh_knn\""),
 }
 
 
