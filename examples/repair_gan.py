@@ -81,7 +81,7 @@ def digits() -> Task:
     """Return the task of the generator that ships with the examples."""
     generator, gan, _ = load_generator(SHIPPED)
     return Task(
-        generator.to(DEVICE), gan.draw, ratio=0.5, steps=Steps(2000, 300, 300), batch_size=32, rates=(None, None)
+        generator.to(DEVICE), gan.draw, ratio=0.5, steps=Steps(4000, 300, 300), batch_size=32, rates=(None, None)
     )
 
 

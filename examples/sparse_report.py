@@ -167,7 +167,7 @@ def _overview(groups: dict[str, list[Run]], protocol: dict[str, Any]) -> Figure:
     figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     seeds = len(next(iter(groups.values())))
     figure.suptitle(
-        f"{protocol['data']}, density {protocol['density']}, {seeds} seeds: lines and points each, mean bold"
+        f"{protocol['data']}, density {protocol['density']}, seeds: {seeds}; lines and points each, mean bold"
     )
     return figure
 
@@ -184,6 +184,8 @@ def _points(axes: Axes, group: list[Run], metric: str, color: str, label: str) -
     recall, precision = ([run["scores"][name] for run in group] for name in names)
     axes.plot(recall, precision, "o", color=color, alpha=0.35)
     axes.plot(fmean(recall), fmean(precision), "s", color=color, label=label)
+    axes.update_datalim([(0, 0), (0.1, 0.1)])  # so that values that are all 0 are seen as such
+    axes.autoscale_view()
     axes.set(xlabel=f"{metric} recall (diversity)", ylabel=f"{metric} precision (quality)")
 
 
