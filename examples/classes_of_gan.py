@@ -81,7 +81,7 @@ def draw(folder: Path, found: dict[str, dict[str, Any]], bits: int) -> None:
         axes.set(xlim=(0, 1.05), title=number, xlabel="95 % intervals", yticks=range(COLOURS))
         axes.grid(alpha=0.3)
     precision.invert_yaxis()
-    precision.legend(loc="lower left")
+    numbers.legend(*precision.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     with whole_file(folder / "classes.png") as temporary:
         figure.savefig(temporary, dpi=90)
 
