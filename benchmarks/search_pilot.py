@@ -135,10 +135,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[101, 102, 103], help="default 101 102 103")
     parser.add_argument("--steps", type=int, default=400, help="of every network that is measured; default 400")
     parser.add_argument("--budgets", type=int, nargs="*", default=list(BUDGETS), help="default 600000 850000")
-    parser.add_argument("--quick", action="store_true", help="one seed, 40 steps")
+    parser.add_argument("--quick", action="store_true", help="one seed, one budget, 40 steps")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.seeds, arguments.steps = arguments.seeds[:1], 40
+        arguments.seeds, arguments.budgets, arguments.steps = arguments.seeds[:1], arguments.budgets[:1], 40
     torch.set_num_threads(1)
     table = Table(arguments.output, {"steps": arguments.steps, "band": BAND})
     tasks = [Task.drawn(seed, arguments.steps, arguments.output) for seed in arguments.seeds]
