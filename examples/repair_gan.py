@@ -128,18 +128,25 @@ def ways(task: Task, seed: int, share: float) -> Ways:
     }
 
 
-def made(label: str, rows: Ways, task: Task, folder: Path) -> CompressedModel:
-    """Return a row's model; a repaired one from its file, which is written where it is missing."""
+def made(label: str, rows: Ways, task: Task, folder: Path, known: dict[str, CompressedModel]) -> CompressedModel:
+    """Return a row's model; a repaired one from its file, which is written where it is missing.
+
+    What is made is added to `known`, and what is there is not made again.
+    """
+    if label in known:
+        return known[label]
     start, way = rows[label]
+    repairs = isinstance(way, Distiller)
     path = folder / f"{label.replace(' ', '_').replace(',', '').replace('%', '')}.safetensors"
-    if not (isinstance(way, Distiller) and path.is_file()):
+    if not (repairs and path.is_file()):
         inputs = drawn(task.draw, 8, torch.Generator().manual_seed(0), DEVICE)
-        before = task.generator if start is None else made(start, rows, task, folder)
-        model = way.compress(before, inputs, teacher=task.generator)
-        if not isinstance(way, Distiller):
-            return model
-        model.save(path)
-    return CompressedModel.load(path, lambda: task.generator)
+        before = task.generator if start is None else made(start, rows, task, folder, known)
+        known[label] = way.compress(before, inputs, teacher=task.generator)
+        if repairs:
+            known[label].save(path)
+    if repairs:
+        known[label] = CompressedModel.load(path, lambda: task.generator)
+    return known[label]
 
 
 class Pixels(FeatureExtractorBase):
@@ -179,16 +186,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/repair"), help="folder for the results")
     parser.add_argument("--weights", type=Path, help="face-dcgan-64.safetensors; default: the generator of digits")
-    parser.add_argument("--rows", nargs="*", default=["*"], metavar="PATTERN", help='such as "W4*"; default all')
+    parser.add_argument("--rows", nargs="*", metavar="PATTERN", help='such as "W4*"; default all')
     parser.add_argument("--features", choices=("efficientnet-lite0", "pixels"), default="efficientnet-lite0")
     parser.add_argument("--samples", type=int, help="images per row; default 2000")
     parser.add_argument("--seed", type=int, default=1, help="the first one; default 1")
     parser.add_argument("--seeds", type=int, default=3, help="how many; default 3")
     parser.add_argument("--share", type=float, default=1.0, help="share of the steps of repair; default 1")
-    parser.add_argument("--quick", action="store_true", help="one seed, a twentieth of the steps, 300 images")
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, a twentieth of the steps, 300 images, fewer rows"
+    )
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds, arguments.share = 1, 0.05
+    patterns = arguments.rows or (["W4", "W4,*", "channels*"] if arguments.quick else ["*"])
 
     if "pixels" not in FEATURE_EXTRACTORS_REGISTRY:
         register_feature_extractor("pixels", Pixels)
@@ -200,7 +210,7 @@ def main() -> None:
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         models, rows = arguments.output / f"models-{seed}", ways(task, seed, arguments.share)
         models.mkdir(exist_ok=True)
-        chosen = [label for label in rows if any(fnmatchcase(label, pattern) for pattern in arguments.rows)]
+        chosen = [label for label in rows if any(fnmatchcase(label, pattern) for pattern in patterns)]
         settings = StudySettings(
             samples=arguments.samples or (300 if arguments.quick else 2000),
             metrics=("fid", "lsh", "lsh_knn"),
@@ -210,7 +220,8 @@ def main() -> None:
             seed=seed,
         )
         folder = arguments.output / f"{arguments.features}-{seed}"
-        compressed = {label: made(label, rows, task, models) for label in chosen}
+        known: dict[str, CompressedModel] = {}
+        compressed = {label: made(label, rows, task, models, known) for label in chosen}
         tables[seed] = run_study(task.generator, task.draw, compressed, None, folder, settings)
         print(tables[seed], flush=True)
     content = {**repair, "seeds": {seed: table.to_dict() for seed, table in tables.items()}}

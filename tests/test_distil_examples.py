@@ -77,9 +77,9 @@ def test_repaired_models_are_measured_from_their_files_in_any_features_and_not_m
     label = "W4 everywhere, repaired"
     rows = example.ways(task, 1, 0.05)
     (tmp_path / "new").mkdir()
-    again = example.made(label, rows, task, tmp_path / "new")
+    again = example.made(label, rows, task, tmp_path / "new", {})
     with torch.no_grad():
-        expected = example.made(label, rows, task, tmp_path / "models-1").model(*inputs)
+        expected = example.made(label, rows, task, tmp_path / "models-1", {}).model(*inputs)
         assert torch.equal(again.model(*inputs), expected)
     with pytest.raises(SystemExit, match="holds models of other settings"):
         example.claim(tmp_path, {"share": 0.5})
