@@ -56,6 +56,7 @@ DETECTION_LEGEND = (
 )
 PACKAGES = ("torch-fidelity-lsh", "torch-fidelity", "torch", "numpy", "prdc", "scipy", "scikit-learn")
 DETECTION = "detection"
+QUICK_METRICS = ["lsh", "lsh_knn", "knn"]
 TABLES = {"sanity": "table.md", "ordinary": "ordinary_table.md"}
 
 
@@ -94,16 +95,19 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/validity"), help="folder to write to")
     parser.add_argument("--data-root", type=Path, help="folder with MNIST/raw; scikit-learn's digits if not given")
-    parser.add_argument("--quick", action="store_true", help="short sweeps, few repeats: minutes, and a rough picture")
+    parser.add_argument("--quick", action="store_true", help="short sweeps, few repeats, few metrics: a rough picture")
     parser.add_argument("--pages", nargs="+", choices=pages, default=list(pages), metavar="PAGE", help=", ".join(pages))
     parser.add_argument(
         "--only", nargs="+", choices=list(chain(*pages.values())), metavar="CHECK", help="instead of pages"
     )
-    parser.add_argument("--metrics", nargs="+", choices=board.metrics, default=list(board.metrics), metavar="NAME")
+    parser.add_argument(
+        "--metrics", nargs="+", choices=board.metrics, metavar="NAME", help="default all, in a quick run three"
+    )
     parser.add_argument("--repeats", type=positive, help="at most so many draws of each check's data")
     parser.add_argument("--jobs", type=positive, default=os.cpu_count() or 1, help="processes, each with one thread")
     args = parser.parse_args()
     args.only = args.only or list(chain(*(pages[page] for page in args.pages)))
+    args.metrics = args.metrics or (QUICK_METRICS if args.quick else list(board.metrics))
     return args
 
 

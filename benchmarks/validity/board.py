@@ -23,6 +23,7 @@ from ordinary import ORDINARY
 from protocols import PROTOCOLS
 from storage import Row, Store
 from suite import SUITE
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 
@@ -217,3 +218,4 @@ def in_processes(study: Study[T], tasks: Sequence[T], jobs: int) -> Iterator[Row
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent stops its workers.
     torch.set_num_threads(1)
+    threadpool_limits(1)  # numpy's

@@ -161,7 +161,7 @@ PROTOCOLS = (
     _protocol(
         "identity_large",
         "A1 the same, many samples",
-        lambda quick: {(64,): [5000]} if quick else {(64,): [LARGE, 50_000], (2048,): [LARGE], (4096,): [50_000]},
+        lambda quick: {(64,): [2000]} if quick else {(64,): [LARGE, 50_000], (2048,): [LARGE], (4096,): [50_000]},
         draw_identical,
         {"1 everywhere": both(worst_within(1, 0.02))},
         labels=("d",),
