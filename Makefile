@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs clean
+.PHONY: demo test coverage docs clean
 
 demo: .venv/ready
 	$(BIN)/python examples/degraded_images.py --output output/demo/metrics
@@ -13,6 +13,10 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+# Apart, since it slows the tests.
+coverage: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --cov --cov-report=term
 
 docs: .venv/ready
